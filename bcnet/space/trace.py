@@ -1,0 +1,295 @@
+"""Find the groups of any CNN: which dimensions of which layers must keep the same channels.
+
+Torch-Pruning's dependency graph says, for every channel of every layer, which entries of which other layers go with it.
+Entries that go together form classes (union-find); classes that occur in exactly the same dimensions form a group.
+"""
+
+import contextlib
+import copy
+import io
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import lcm, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.errors import UserError
+from bcnet.space.widths import Group, Layer, Segment, Space
+
+SLICED_TYPES = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
+_Entry = tuple[str, int]  # (dimension such as "blocks.0.conv1:out", position in it)
+_Class = dict[str, list[int]]  # tied entries: dimension -> positions in it
+# Torch-Pruning operations that hand on whole channels; any other keeps its groups at full width.
+_TRANSPARENT_OPS = ("_ElementWiseOp", "_ConcatOp", "_ReshapeOp", "_OutputOp")
+
+
+class _Classes:
+    """Union-find over entries of layer dimensions."""
+
+    def __init__(self) -> None:
+        self.parent: dict[_Entry, _Entry] = {}
+
+    def find(self, entry: _Entry) -> _Entry:
+        root = entry
+        while (parent := self.parent.setdefault(root, root)) != root:
+            root = parent
+        while (parent := self.parent[entry]) != root:
+            self.parent[entry], entry = root, parent
+        return root
+
+    def union(self, a: _Entry, b: _Entry) -> None:
+        self.parent[self.find(b)] = self.find(a)
+
+    def members(self) -> list[_Class]:
+        """The positions of every class in every dimension, ascending."""
+        members: dict[_Entry, _Class] = defaultdict(lambda: defaultdict(list))
+        for dim, position in sorted(self.parent):
+            members[self.find((dim, position))][dim].append(position)
+        return list(members.values())
+
+
+def trace(
+    model: nn.Module, input_shape: tuple[int, ...], *, bins: int = 4, min_bins: int = 1, divisor: int | None = None
+) -> Space:
+    """Find the width space of a model.
+
+    Input channels and class logits are never searched. Groups that touch a layer which cannot be sliced (layer norms,
+    bare parameters, channel splits, transposed convolutions) stay at full width and are listed in ``Space.fixed``.
+
+    Args:
+        model: any CNN; it is not changed.
+        input_shape: ``(C, H, W)`` of one image.
+        bins: bins ``K`` per group.
+        min_bins: smallest width index ``k_min``.
+        divisor: channel counts are multiples of it in every group whose full count is one.
+
+    Raises:
+        UserError: the model cannot be run or traced, or nothing in it can be searched.
+    """
+    model = copy.deepcopy(model).eval()
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, SLICED_TYPES)}
+    positions = _output_positions(model, modules, input_shape)
+    used = {name: modules[name] for name in positions}
+    sizes = _dimension_sizes(used)
+    classes, frozen = _tie_channels(model, used, sizes, input_shape)
+    runs, fixed = _split_into_runs(classes.members(), frozen, sizes, bins)
+    units = [_unit(run, used, divisor) for run in runs]
+    groups = tuple(_group(run, unit, used) for run, unit in zip(runs, units, strict=True))
+    if not groups:
+        raise UserError(f"{type(model).__name__} has no group of channels that can be searched")
+    segments = _segments(runs, sizes)
+    layers = tuple(_describe(name, module, positions[name], segments) for name, module in used.items())
+    notes = tuple((dim.removesuffix(":out"), why) for dim, why in fixed.items() if dim.endswith(":out"))
+    held = sum(p.numel() for module in used.values() for p in (module.weight, module.bias) if p is not None)
+    total = sum(p.numel() for p in model.parameters())
+    return Space(groups, bins, min_bins, layers, notes, total - held)
+
+
+def _output_positions(model: nn.Module, modules: dict[str, nn.Module], input_shape: tuple[int, ...]) -> dict[str, int]:
+    """Run one image; return the output positions of every layer used, in order of first use."""
+    positions: dict[str, int] = {}
+
+    def record(name: str, module: nn.Module, output: Tensor) -> None:
+        size = output.shape[1:-1] if isinstance(module, nn.Linear) else output.shape[2:]
+        positions[name] = positions.get(name, 0) + prod(size)
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, _, output: record(name, module, output)
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *input_shape))
+    except Exception as error:
+        shape = "x".join(map(str, input_shape))
+        raise UserError(f"{type(model).__name__} cannot be run on one {shape} image: {first_line(error)}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return positions
+
+
+def _dimension_sizes(modules: dict[str, nn.Module]) -> dict[str, int]:
+    """Size of every dimension: ``NAME:in`` and ``NAME:out`` in order of use."""
+    sizes: dict[str, int] = {}
+    for name, module in modules.items():
+        if isinstance(module, nn.Conv2d):
+            sizes[f"{name}:in"], sizes[f"{name}:out"] = module.in_channels, module.out_channels
+        elif isinstance(module, nn.Linear):
+            sizes[f"{name}:in"], sizes[f"{name}:out"] = module.in_features, module.out_features
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            sizes[f"{name}:out"] = module.num_features
+    return sizes
+
+
+def _tie_channels(
+    model: nn.Module, modules: dict[str, nn.Module], sizes: dict[str, int], input_shape: tuple[int, ...]
+) -> tuple[_Classes, dict[str, str]]:
+    """Tie the entries that must go together; also return the dimensions that must stay whole, with the reason."""
+    import torch_pruning as tp
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    with _quiet():
+        try:
+            graph = tp.DependencyGraph().build_dependency(model, example_inputs=torch.zeros(1, *input_shape))
+        except Exception as error:
+            raise UserError(f"{type(model).__name__} cannot be traced: {first_line(error)}") from error
+    names = {id(module): name for name, module in modules.items()}
+    classes, frozen = _Classes(), {}
+    for name, module in modules.items():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        for position in range(sizes[f"{name}:out"]):
+            classes.find((f"{name}:out", position))
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            if module.in_channels == module.out_channels:
+                for position in range(module.in_channels):
+                    classes.union((f"{name}:out", position), (f"{name}:in", position))
+            else:
+                frozen[f"{name}:in"] = frozen[f"{name}:out"] = "grouped convolution with other inputs than outputs"
+        try:
+            with _quiet():
+                prune = graph.get_pruner_of_module(module).prune_out_channels
+                group = graph.get_pruning_group(module, prune, idxs=list(range(sizes[f"{name}:out"])))
+        except Exception as error:
+            frozen[f"{name}:out"] = f"Torch-Pruning cannot follow it ({first_line(error)})"
+            continue
+        for item in group:
+            target = item.dep.target
+            if id(target.module) in names:
+                is_in = graph.is_in_channel_pruning_fn(item.dep.handler) and not graph.is_out_channel_pruning_fn(item.dep.handler)
+                dim = f"{names[id(target.module)]}:{'in' if is_in else 'out'}"
+                for root, position in zip(item.root_idxs, item.idxs, strict=True):
+                    classes.union((f"{name}:out", int(root)), (dim, int(position)))
+            elif type(target.module).__name__ not in _TRANSPARENT_OPS and _has_channels(target.module):
+                frozen.setdefault(f"{name}:out", f"its channels pass through {_kind(target)}")
+    return classes, frozen
+
+
+def _has_channels(module: nn.Module | nn.Parameter) -> bool:
+    """Whether a target of the dependency graph is bound to a channel count (a layer without parameters is not)."""
+    return isinstance(module, nn.Parameter) or type(module).__module__.startswith("torch_pruning") or any(
+        True for _ in module.parameters()
+    )
+
+
+def _kind(target: object) -> str:
+    kind = type(target.module).__name__.strip("_")  # type: ignore[attr-defined]
+    name = str(target.name).split(" ")[0]  # type: ignore[attr-defined]
+    return kind if name.startswith("_") else f"{kind} {name}"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Classes that occur in the same dimensions in the same order: a group to be.
+
+    Attributes:
+        channels: number of classes.
+        places: dimension -> (first entry, entries per channel).
+    """
+
+    channels: int
+    places: dict[str, tuple[int, int]]
+
+
+def _split_into_runs(
+    members: list[_Class], frozen: dict[str, str], sizes: dict[str, int], bins: int
+) -> tuple[list[_Run], dict[str, str]]:
+    """Sort the classes into runs that can be searched and dimensions that are fixed, with the reason."""
+    order = {dim: number for number, dim in enumerate(sizes)}
+    by_dims: dict[tuple[str, ...], list[_Class]] = defaultdict(list)
+    for places in members:
+        by_dims[tuple(sorted(places, key=order.__getitem__))].append(places)
+    runs, fixed = [], {}
+    for dims, tied in by_dims.items():
+        tied.sort(key=lambda places: places[dims[-1]])
+        run = _Run(len(tied), {dim: (tied[0][dim][0], len(tied[0][dim])) for dim in dims})
+        reason = next((frozen[dim] for dim in dims if dim in frozen), None)
+        if not any(dim.endswith(":in") for dim in dims):
+            reason = "the outputs of the model"
+        elif reason is None and len(tied) < bins:
+            reason = f"{len(tied)} channels, fewer than {bins} bins"
+        elif reason is None and not all(_is_consecutive([places[dim] for places in tied]) for dim in dims):
+            reason = "its channels are reordered on the way"
+        if reason is None:
+            runs.append(run)
+        else:
+            fixed.update(dict.fromkeys(dims, reason))
+    return sorted(runs, key=lambda run: min(order[dim] for dim in run.places if dim.endswith(":out"))), fixed
+
+
+def _is_consecutive(positions: list[list[int]]) -> bool:
+    """Whether channel after channel takes the next entries of a dimension, the same number each."""
+    flat = [entry for channel in positions for entry in channel]
+    return len(set(map(len, positions))) == 1 and flat == list(range(flat[0], flat[0] + len(flat)))
+
+
+def _channels_per_group(module: nn.Module) -> int:
+    """Input channels per group of a grouped convolution; 0 for any other layer."""
+    return module.in_channels // module.groups if isinstance(module, nn.Conv2d) and module.groups > 1 else 0
+
+
+def _unit(run: _Run, modules: dict[str, nn.Module], divisor: int | None) -> int:
+    names = (dim.removesuffix(":out") for dim in run.places if dim.endswith(":out"))
+    unit = lcm(*(_channels_per_group(modules[name]) or 1 for name in names))
+    if divisor and run.channels % lcm(unit, divisor) == 0:
+        unit = lcm(unit, divisor)
+    if run.channels % unit:
+        where = next(iter(run.places)).rpartition(":")[0]
+        raise UserError(f"{where}: {run.channels} channels cannot be cut into the groups of {unit} that a grouped convolution wants")
+    return unit
+
+
+def _group(run: _Run, unit: int, modules: dict[str, nn.Module]) -> Group:
+    names = [dim.removesuffix(":out") for dim in run.places if dim.endswith(":out")]
+    makers = [name for name in names if not isinstance(modules[name], nn.modules.batchnorm._BatchNorm)]
+    return Group(makers[0], run.channels, unit, tuple(makers))
+
+
+def _segments(runs: list[_Run], sizes: dict[str, int]) -> dict[str, tuple[Segment, ...]]:
+    """What every dimension is made of; entries of no group become fixed segments."""
+    found: dict[str, list[tuple[int, Segment]]] = {dim: [] for dim in sizes}
+    for number, run in enumerate(runs):
+        for dim, (start, repeat) in run.places.items():
+            found[dim].append((start, Segment(number, run.channels, repeat)))
+    segments = {}
+    for dim, size in sizes.items():
+        parts, end = [], 0
+        for start, segment in [*sorted(found[dim], key=lambda part: part[0]), (size, None)]:
+            if start > end:
+                parts.append(Segment(None, start - end))
+            if segment is not None:
+                parts.append(segment)
+                end = start + segment.channels * segment.repeat
+        segments[dim] = tuple(parts)
+    return segments
+
+
+def _describe(name: str, module: nn.Module, positions: int, segments: dict[str, tuple[Segment, ...]]) -> Layer:
+    outputs = segments[f"{name}:out"]
+    inputs = segments.get(f"{name}:in", outputs)
+    if isinstance(module, nn.Conv2d):
+        kernel, per_group = prod(module.kernel_size), _channels_per_group(module)
+        return Layer(name, "conv", inputs, outputs, per_group, kernel, positions, module.bias is not None)
+    if isinstance(module, nn.Linear):
+        return Layer(name, "linear", inputs, outputs, positions=positions, bias=module.bias is not None)
+    return Layer(name, "norm", inputs, outputs, vectors=sum(p is not None for p in (module.weight, module.bias)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Torch-Pruning's warnings about what it guesses out of the user's sight: the proof decides."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

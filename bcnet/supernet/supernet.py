@@ -1,0 +1,147 @@
+"""The weight-sharing supernet: one network that holds the parameters of every subnet."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.space.widths import Layer, Segment, Space, Widths
+from bcnet.supernet.layers import BATCH_NORM, Side, Slices, make_plain, make_slimmable
+
+
+class Supernet(nn.Module):
+    """A copy of a model whose layers can be restricted to any (widths, side).
+
+    BN layers normalise with batch statistics while training and never update running ones; `calibrate` computes those for
+    one subnet when it is to be evaluated.
+
+    Args:
+        model: the plain model, left as it is.
+        space: its traced space.
+        wide: hold ``K + k_min`` bins per group (BCNetV2) instead of ``K``. The added channels are drawn from the plain
+            layer's own initial values, so any initialiser is kept; the first ``K`` bins hold the model's parameters.
+        seed: of that draw.
+    """
+
+    def __init__(self, model: nn.Module, space: Space, *, wide: bool = False, seed: int = 0) -> None:
+        super().__init__()
+        self.space = space
+        self.wide = wide
+        self.bins = space.bins + space.min_bins if wide else space.bins
+        self.channel_table = space.channel_table(self.bins).tolist()
+        totals = [row[-1] for row in self.channel_table]
+        self.net = copy.deepcopy(model)
+        make_sliceable(self.net, space, totals, torch.Generator().manual_seed(seed))
+        for module in self.net.modules():
+            if isinstance(module, BATCH_NORM):
+                module.track_running_stats = False
+        self.set_active_subnet(space.full, "left")
+
+    def set_active_subnet(self, widths: Sequence[int], side: Side) -> None:
+        """Restrict the network to channels ``[0, w)`` (left) or ``[l - w, l)`` (right) of every group."""
+        self.active: tuple[Widths, Side] = tuple(widths), side
+        channels = [row[k] for row, k in zip(self.channel_table, widths, strict=True)]
+        set_active_channels(self.net, channels, side)
+
+    def get_active_subnet(self) -> nn.Module:
+        """The active subnet as a plain module with ordinary layers and names; it shares nothing with the supernet."""
+        net = copy.deepcopy(self.net)
+        for module in net.modules():
+            if hasattr(module, "slices"):
+                make_plain(module)
+            if isinstance(module, BATCH_NORM):
+                module.track_running_stats = module.running_mean is not None
+        return net
+
+    def extract(self, widths: Sequence[int], side: Side = "left") -> nn.Module:
+        """Shorthand for `set_active_subnet` and `get_active_subnet`; the active subnet stays what it was."""
+        before = self.active
+        self.set_active_subnet(widths, side)
+        try:
+            return self.get_active_subnet()
+        finally:
+            self.set_active_subnet(*before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the active subnet on images ``(N, C, H, W)``."""
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def narrow(model: nn.Module, space: Space, channels: Sequence[int]) -> nn.Module:
+    """A freshly initialised plain model with the given channels per group, to be trained from scratch.
+
+    Parameters are the left parts of the given model's, scaled by the square root of the ratio of fan-ins: what the
+    model's own initialiser would have drawn for a layer of that size. BN is left as it is.
+    """
+    net = copy.deepcopy(model)
+    make_sliceable(net, space, [group.channels for group in space.groups], torch.Generator())
+    set_active_channels(net, channels, "left")
+    for layer in space.layers:
+        module = net.get_submodule(layer.name)
+        if not hasattr(module, "slices"):
+            continue
+        full, active = module.slices.whole[1], module.slices.num_inputs
+        make_plain(module)
+        if layer.kind != "norm" and not layer.channels_per_group:
+            with torch.no_grad():
+                for parameter in (module.weight, module.bias):
+                    if parameter is not None:
+                        parameter.mul_((full / active) ** 0.5)
+    return net
+
+
+def set_active_channels(net: nn.Module, channels: Sequence[int], side: Side) -> None:
+    """Restrict every slimmable layer of a network to the given channels per group."""
+    for module in net.modules():
+        slices = getattr(module, "slices", None)
+        if isinstance(slices, Slices):
+            slices.select(channels, side)
+
+
+def make_sliceable(net: nn.Module, space: Space, totals: Sequence[int], generator: torch.Generator) -> None:
+    """Widen every layer that touches a group to ``totals`` channels per group and make it slimmable, in place."""
+    for layer in space.layers:
+        if all(segment.group is None for segment in (*layer.inputs, *layer.outputs)):
+            continue
+        module = net.get_submodule(layer.name)
+        rows = _kept_entries(layer.outputs, totals)
+        columns = None if layer.kind == "norm" or layer.channels_per_group else _kept_entries(layer.inputs, totals)
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if tensor.ndim:
+                wide = _widen(tensor.detach(), rows, columns if name == "weight" else None, generator)
+                tensor.data = wide
+        make_slimmable(module, layer, totals)
+
+
+def _kept_entries(segments: tuple[Segment, ...], totals: Sequence[int]) -> tuple[Tensor, int]:
+    """Where the entries of a plain dimension stand in the widened one, and the size of that."""
+    kept, offset = [], 0
+    for segment in segments:
+        kept.append(torch.arange(offset, offset + segment.channels * segment.repeat))
+        offset += segment.repeat * (segment.channels if segment.group is None else totals[segment.group])
+    return torch.cat(kept), offset
+
+
+def _widen(
+    tensor: Tensor, rows: tuple[Tensor, int], columns: tuple[Tensor, int] | None, generator: torch.Generator
+) -> Tensor:
+    """Copy ``(O, I, ...)`` into a larger tensor; new entries are drawn from the old ones with replacement."""
+    shape = [rows[1], *tensor.shape[1:]]
+    if columns is not None:
+        shape[1] = columns[1]
+    if list(tensor.shape) == shape:
+        return tensor.clone()
+    draw = torch.randint(tensor.numel(), shape, generator=generator)
+    wide = tensor.flatten()[draw.to(tensor.device)]
+    if columns is None:
+        wide[rows[0]] = tensor
+    else:
+        wide[rows[0][:, None], columns[0]] = tensor
+    return wide
+
+
+def describe_layer(layer: Layer) -> str:
+    """A layer's name and kind, for messages."""
+    return f"{layer.name} ({layer.kind})"
