@@ -1,0 +1,63 @@
+"""Network width search: how many channels should every layer of a CNN have?
+
+Trace a model, train one weight-sharing supernet, search a width under a budget, take the network out::
+
+    space = bcnet.trace(model, (3, 32, 32))
+    supernet = bcnet.Supernet(model, space, wide=True)
+    network = supernet.extract(widths)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from bcnet.config import Config, load_config
+    from bcnet.errors import UserError
+    from bcnet.run import Run
+    from bcnet.space.cost import Budget, CostTable
+    from bcnet.space.trace import trace
+    from bcnet.space.widths import Space
+    from bcnet.supernet.calibrate import calibrate
+    from bcnet.supernet.extract import load_network, save_network
+    from bcnet.supernet.supernet import Supernet, narrow
+
+_HOME = {
+    "Budget": "bcnet.space.cost",
+    "Config": "bcnet.config",
+    "CostTable": "bcnet.space.cost",
+    "Run": "bcnet.run",
+    "Space": "bcnet.space.widths",
+    "Supernet": "bcnet.supernet.supernet",
+    "UserError": "bcnet.errors",
+    "calibrate": "bcnet.supernet.calibrate",
+    "load_config": "bcnet.config",
+    "load_network": "bcnet.supernet.extract",
+    "narrow": "bcnet.supernet.supernet",
+    "save_network": "bcnet.supernet.extract",
+    "trace": "bcnet.space.trace",
+}
+
+__all__ = [
+    "Budget",
+    "Config",
+    "CostTable",
+    "Run",
+    "Space",
+    "Supernet",
+    "UserError",
+    "calibrate",
+    "load_config",
+    "load_network",
+    "narrow",
+    "save_network",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for only then: ``import bcnet`` alone is quick."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'bcnet' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

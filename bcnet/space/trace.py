@@ -6,7 +6,9 @@ Entries that go together form classes (union-find); classes that occur in exactl
 
 import contextlib
 import copy
+import ctypes
 import io
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -141,35 +143,55 @@ def _tie_channels(
         except Exception as error:
             raise UserError(f"{type(model).__name__} cannot be traced: {first_line(error)}") from error
     names = {id(module): name for name, module in modules.items()}
-    classes, frozen = _Classes(), {}
+    classes = _Classes()
+    frozen: dict[str, str] = {}
     for name, module in modules.items():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             continue
-        for position in range(sizes[f"{name}:out"]):
-            classes.find((f"{name}:out", position))
+        out = f"{name}:out"
+        for position in range(sizes[out]):
+            classes.find((out, position))
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             if module.in_channels == module.out_channels:
                 for position in range(module.in_channels):
-                    classes.union((f"{name}:out", position), (f"{name}:in", position))
+                    classes.union((out, position), (f"{name}:in", position))
             else:
-                frozen[f"{name}:in"] = frozen[f"{name}:out"] = "grouped convolution with other inputs than outputs"
-        try:
-            with _quiet():
-                prune = graph.get_pruner_of_module(module).prune_out_channels
-                group = graph.get_pruning_group(module, prune, idxs=list(range(sizes[f"{name}:out"])))
-        except Exception as error:
-            frozen[f"{name}:out"] = f"Torch-Pruning cannot follow it ({first_line(error)})"
-            continue
-        for item in group:
-            target = item.dep.target
+                frozen[f"{name}:in"] = frozen[out] = "a grouped convolution with other inputs than outputs"
+        for target, is_in, pairs in _dependents(graph, name, module, sizes[out]):
             if id(target.module) in names:
-                is_in = graph.is_in_channel_pruning_fn(item.dep.handler) and not graph.is_out_channel_pruning_fn(item.dep.handler)
                 dim = f"{names[id(target.module)]}:{'in' if is_in else 'out'}"
-                for root, position in zip(item.root_idxs, item.idxs, strict=True):
-                    classes.union((f"{name}:out", int(root)), (dim, int(position)))
+                for root, position in pairs:
+                    classes.union((out, root), (dim, position))
             elif type(target.module).__name__ not in _TRANSPARENT_OPS and _has_channels(target.module):
-                frozen.setdefault(f"{name}:out", f"its channels pass through {_kind(target)}")
+                frozen.setdefault(out, f"its channels pass through {_kind(target)}")
     return classes, frozen
+
+
+def _dependents(graph: Any, name: str, module: nn.Module, size: int) -> Iterator[tuple[Any, bool, list[tuple[int, int]]]]:
+    """What goes with the outputs of a layer: (node, whether its inputs, (output of the layer, entry of the node) pairs)."""
+    try:
+        with _quiet(), _time_limit(60.0):
+            prune = graph.get_pruner_of_module(module).prune_out_channels
+            group = graph.get_pruning_group(module, prune, idxs=list(range(size)))
+    except Exception as error:
+        raise UserError(f"{name}: Torch-Pruning cannot follow its channels: {first_line(error)}") from error
+    for item in group:
+        handler = item.dep.handler
+        is_in = graph.is_in_channel_pruning_fn(handler) and not graph.is_out_channel_pruning_fn(handler)
+        yield item.dep.target, is_in, [(int(r), int(i)) for r, i in zip(item.root_idxs, item.idxs, strict=True)]
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in this thread when pure Python code runs too long (Torch-Pruning can loop without end)."""
+    thread = ctypes.c_ulong(threading.get_ident())
+    raise_there = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    timer = threading.Timer(seconds, lambda: raise_there(thread, ctypes.py_object(TimeoutError)))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _has_channels(module: nn.Module | nn.Parameter) -> bool:

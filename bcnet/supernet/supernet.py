@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bcnet.space.widths import Layer, Segment, Space, Widths
+from bcnet.space.widths import Segment, Space, Widths
 from bcnet.supernet.layers import BATCH_NORM, Side, Slices, make_plain, make_slimmable
 
 
@@ -142,6 +142,3 @@ def _widen(
     return wide
 
 
-def describe_layer(layer: Layer) -> str:
-    """A layer's name and kind, for messages."""
-    return f"{layer.name} ({layer.kind})"

@@ -1,0 +1,421 @@
+"""The ``bcnet`` command. Heavy imports happen inside the commands, so that help and mistakes answer at once."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bcnet.errors import UserError
+
+if TYPE_CHECKING:
+    from bcnet.run import Run
+    from bcnet.space.widths import Space, Widths
+
+MOST_WIDTHS = 1_000_000
+
+app = typer.Typer(
+    name="bcnet",
+    help="Network width search: how many channels should every layer of a CNN have?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(highlight=False, soft_wrap=True)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=5.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory made by 'bcnet train'.")]
+WidthsOption = Annotated[str, typer.Option("--widths", metavar="W", help="One width string, a file with one per line, or 'all'.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="channel_bench/mobilenet, timm/NAME, torchvision/NAME or package.module:factory.")]
+InputOption = Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image.  [default: the model's usual one]")]
+ClassesOption = Annotated[int, typer.Option(min=1, help="Number of logits.")]
+BinsOption = Annotated[int, typer.Option(min=1, help="Bins K per group.")]
+MinBinsOption = Annotated[int, typer.Option(min=1, help="Smallest width index k_min.")]
+DivisorOption = Annotated[int | None, typer.Option(min=1, help="Channel counts are multiples of it where the full count is.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; mistakes of the user are one line on stderr and exit code 2."""
+    from typer.main import get_command
+
+    try:
+        code = get_command(app).main(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="bcnet", standalone_mode=True)
+    except UserError as error:
+        code = _complain(str(error))
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        code = _complain(f"{error.filename or 'output'}: {error.strerror}")
+    except Exception as error:
+        if type(error).__name__ != "Interrupted":
+            raise
+        print(f"bcnet: {error}", file=sys.stderr)
+        code = 128 + error.signal  # type: ignore[attr-defined]
+    sys.exit(code)
+
+
+def _complain(message: str) -> int:
+    print(f"bcnet: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def _runtime(device: str = "auto") -> Iterator[Callable[..., None]]:
+    """Prepare the process (allocator, torchrun) and give a print that speaks on rank 0 only."""
+    from bcnet.runtime import process_group, rank, resolve_device, tune_malloc
+
+    tune_malloc()
+    with process_group(resolve_device(device)):
+        yield (lambda *args, **kwargs: console.print(*args, **kwargs) if rank() == 0 else None)
+
+
+# Models and costs -----------------------------------------------------------------------------------------------------
+
+
+def _shape(text: str | None, model: str) -> tuple[int, int, int]:
+    from bcnet.models.factory import default_input
+
+    if text is None:
+        return default_input(model)
+    try:
+        channels, height, width = (int(part) for part in text.lower().split("x"))
+        if min(channels, height, width) < 1:
+            raise ValueError
+    except ValueError as error:
+        raise UserError(f"--input {text!r} is not CxHxW, e.g. 3x32x32") from error
+    return channels, height, width
+
+
+def _trace_model(name: str, shape_text: str | None, num_classes: int, bins: int, min_bins: int, divisor: int | None) -> "Space":
+    from bcnet.models.factory import build_model
+    from bcnet.space.trace import trace
+    from bcnet.supernet.proof import prove
+
+    shape = _shape(shape_text, name)
+    model = build_model(name, num_classes)
+    space = trace(model, shape, bins=bins, min_bins=min_bins, divisor=divisor)
+    prove(model, space, shape)
+    return space
+
+
+@app.command()
+def space(
+    model: ModelName,
+    input: InputOption = None,
+    num_classes: ClassesOption = 10,
+    bins: BinsOption = 4,
+    min_bins: MinBinsOption = 1,
+    divisor: DivisorOption = None,
+) -> None:
+    """Show the groups of a model and which layers are tied."""
+    from bcnet.space.cost import CostTable, human
+
+    found = _trace_model(model, input, num_classes, bins, min_bins, divisor)
+    table = Table(box=None, pad_edge=False)
+    for column in ("group", "channels", "unit", "layers whose outputs are tied"):
+        table.add_column(column, justify="right" if column in ("channels", "unit") else "left", overflow="fold")
+    for number, group in enumerate(found.groups, start=1):
+        table.add_row(str(number), str(group.channels), str(group.unit), ", ".join(group.layers))
+    console.print(f"{model}: {found.summary()}")
+    console.print(table)
+    for layer, why in found.fixed:
+        console.print(f"fixed: {layer} ({why})")
+    costs = CostTable(found)
+    for cost in ("flops", "params"):
+        low, high = costs.range(cost)
+        console.print(f"{cost}: {human(low)} to {human(high)}" + (" multiply-adds of one image" if cost == "flops" else ""))
+    console.print("proven: sliced equals extracted for the narrowest, the widest and random widths on both sides")
+
+
+@app.command()
+def cost(
+    model: ModelName,
+    widths: WidthsOption,
+    input: InputOption = None,
+    num_classes: ClassesOption = 10,
+    bins: BinsOption = 4,
+    min_bins: MinBinsOption = 1,
+    divisor: DivisorOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """FLOPs (multiply-adds of one image) and params of width vectors."""
+    from bcnet.space.cost import CostTable
+
+    found = _trace_model(model, input, num_classes, bins, min_bins, divisor)
+    wanted = read_widths(widths, found)
+    costs = CostTable(found)
+    values = [costs.of_widths(wanted, cost).tolist() for cost in ("flops", "params")]
+    rows = {found.encode(w): {"flops": f, "params": p} for w, f, p in zip(wanted, *values, strict=True)}
+    if as_json:
+        sys.stdout.write(json.dumps(rows) + "\n")
+        return
+    for name, row in rows.items():
+        console.print(f"{name}  {row['flops']:>14,} FLOPs  {row['params']:>12,} params")
+
+
+def read_widths(text: str, space: "Space") -> "list[Widths]":
+    """Width vectors from ``all``, a file with one per line, or one width string.
+
+    Raises:
+        UserError: no such file, a string that is not of the space, or more than a million.
+    """
+    if text == "all":
+        if len(space) > MOST_WIDTHS:
+            raise UserError(f"--widths all: the space has {len(space):.3g} width vectors, more than {MOST_WIDTHS:,}; give a file with some of them")
+        return list(space.enumerate())
+    path = Path(text)
+    if path.is_file():
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--widths {text}: not a text file with one width string per line") from error
+        found = []
+        for number, line in enumerate(lines, start=1):
+            if line and not line.startswith("#"):
+                try:
+                    found.append(space.decode(line))
+                except UserError as error:
+                    raise UserError(f"{path}, line {number}: {error}") from error
+        if not found:
+            raise UserError(f"--widths {text}: the file holds no width strings")
+        return list(dict.fromkeys(found))
+    if os.sep in text or "." in text:
+        raise UserError(f"--widths {text}: no such file")
+    return [space.decode(text)]
+
+
+# Supernet and search --------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config such as digits/bcnetv2.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run directory.  [default: runs/CONFIG]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+) -> None:
+    """Train a supernet."""
+    from bcnet.config import load_config
+
+    settings = load_config(config, overrides or ())
+    folder = out or Path("runs") / "-".join(Path(config).with_suffix("").parts[-2:])
+    with _runtime(settings.device) as say:
+        from bcnet.run import Run
+
+        run = Run.create(folder, settings, resume=resume)
+        train_supernet(run, say)
+        finish(run, say)
+
+
+def train_supernet(run: "Run", say: Callable[..., None]) -> None:
+    """Train and say how it went."""
+    from bcnet.report.run_page import fairness_sentence
+
+    say(f"{run.config.model.name}: {run.space.summary()}")
+    say(f"data: {len(run.data.train):,} training, {len(run.data.val):,} search-validation, {len(run.data.test):,} test images; device {run.device}")
+    trainer = run.train()
+    assert trainer.counts is not None
+    losses = trainer.history.loss
+    last = sum(losses[-50:]) / len(losses[-50:])
+    say(f"trained {trainer.step:,} steps, {trainer.history.passes:,} passes in {trainer.history.seconds:,.1f} s; loss {last:.3f}")
+    say(f"fairness: {fairness_sentence(run.strategy.name, trainer.counts.deviation)}")
+
+
+def finish(run: "Run", say: Callable[..., None]) -> None:
+    """Write the page of a run, on rank 0."""
+    from bcnet.report.run_page import write_run_page
+    from bcnet.runtime import rank
+
+    if rank() == 0:
+        say(f"page: {write_run_page(run)}")
+
+
+@contextmanager
+def _opened(folder: Path, overrides: Sequence[str] | None) -> "Iterator[tuple[Run, Callable[..., None]]]":
+    from bcnet.run import Run
+
+    run = Run.open(folder, overrides or ())
+    with _runtime(run.config.device) as say:
+        trainer = run.trained
+        if trainer.step < trainer.total_steps:
+            say(f"note: the training of {folder} stands at step {trainer.step:,} of {trainer.total_steps:,}")
+        yield run, say
+
+
+@app.command()
+def score(
+    folder: RunFolder,
+    widths: WidthsOption,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write.  [default: RUN/scores.json]")] = None,
+) -> None:
+    """Score width vectors with a trained supernet."""
+    with _opened(folder, overrides) as (run, say):
+        wanted = read_widths(widths, run.space)
+        target = out or folder / "scores.json"
+        scores = run.score(wanted, target)
+        for name, value in sorted(scores.items(), key=lambda item: -item[1])[:10]:
+            say(f"{name}  {value:.4f}")
+        say(f"{len(scores):,} scores ({run.config.score.metric}, mean of {' and '.join(run.strategy.sides)}): {target}")
+
+
+@app.command()
+def search(
+    folder: RunFolder,
+    overrides: Overrides = None,
+    budget: Annotated[str | None, typer.Option(metavar="COST=VALUE", help="flops=150M, flops=0.5 (of the full model), params=2M.")] = None,
+    init: Annotated[str | None, typer.Option(metavar="prior|random", help="First generation.")] = None,
+    algorithm: Annotated[str | None, typer.Option(metavar="evolution|random", help="How to search.")] = None,
+) -> None:
+    """Search the best width vector under a budget."""
+    chosen = [*(overrides or ())]
+    chosen += [f"search.{key}={value}" for key, value in (("init", init), ("algorithm", algorithm)) if value is not None]
+    with _opened(folder, chosen) as (run, say):
+        search_widths(run, budget, say)
+        finish(run, say)
+
+
+def search_widths(run: "Run", budget: str | None, say: Callable[..., None]) -> dict[str, Any]:
+    """Search and say what was found."""
+    from bcnet.space.cost import human
+
+    found = run.search(budget)
+    best = found["best"]
+    full = run.costs.range("flops")[1]
+    share = f"{best['flops'] / full:.0%} of the full model"
+    say(f"best of {len(found['evaluated'])} scored: {best['widths']}, score {best['score']:.4f}, {human(best['flops'])} FLOPs ({share}), {human(best['params'])} params")
+    if found["settings"]["objective"] == "score_and_cost":
+        say(f"Pareto front: {len(found['front'])} width vectors in {run.folder / 'search.json'}")
+    return found
+
+
+@app.command()
+def rank(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="A scores.json.")],
+    truth: Annotated[Path, typer.Option(metavar="FILE", help="Ground truth, such as Results_MobileNet.json of Channel-Bench-Macro.")],
+    budget: Annotated[list[str] | None, typer.Option(metavar="COST=VALUE", help="Budgets for the regret; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write ranking.json and ranking.png.  [default: beside SCORES]")] = None,
+) -> None:
+    """Say how well scores rank networks, beside FLOPs, params, sum of widths and the noise ceiling."""
+    from bcnet.benchmark.ground_truth import load_ground_truth
+    from bcnet.benchmark.ranking import DEFAULT_BUDGETS, rank
+    from bcnet.benchmark.scores import load_scores
+    from bcnet.files import write_json
+
+    loaded = load_ground_truth(truth)
+    found = load_scores(scores)
+    result = rank(found, loaded, budgets=budget or DEFAULT_BUDGETS)
+    folder = out or scores.parent
+    write_json(folder / "ranking.json", result)
+    from bcnet.report.ranking_page import write_ranking_page
+
+    page = write_ranking_page(folder, found, loaded, result, scores.name, truth.name)
+    console.print(_ranking_table(result))
+    if result["noise_ceiling"] is not None:
+        seeds = result["num_seeds"]
+        console.print(f"a perfect predictor would reach tau {result['noise_ceiling']:.3f} against means of {seeds} seeds (noise ceiling)")
+    for row in result["regret"]:
+        console.print(
+            f"under {row['budget']}: picks {row['pick']} ({row['pick_accuracy']:.2f} %), best {row['best']} "
+            f"({row['best_accuracy']:.2f} %), regret {row['regret']:.2f}"
+        )
+    console.print(f"page: {page}")
+
+
+def _ranking_table(result: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, title=f"{result['num_networks']:,} networks", title_justify="left")
+    for column in ("predictor", "Kendall tau-b", "95 % interval", "Spearman", "Pearson"):
+        table.add_column(column)
+    for name, row in result["predictors"].items():
+        tau = row["kendall"]
+        interval = f"{tau['low']:.3f} .. {tau['high']:.3f}"
+        table.add_row(name, f"{tau['value']:.3f}", interval, f"{row['spearman']['value']:.3f}", f"{row['pearson']['value']:.3f}")
+    return table
+
+
+@app.command()
+def extract(
+    folder: RunFolder,
+    widths: Annotated[str, typer.Option(metavar="W", help="One width string.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write network.safetensors and network.json.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write a subnet as a plain network that loads without the supernet."""
+    with _opened(folder, overrides) as (run, say):
+        description = run.extract(run.space.decode(widths), out)
+        say(f"{out}: {widths}, {description['flops']:,} FLOPs, {description['params']:,} params, val accuracy {description['val_accuracy']:.4f}")
+        say(f'load it with: network, description = bcnet.load_network(Path("{out}"))')
+
+
+@app.command()
+def retrain(
+    folder: RunFolder,
+    widths: Annotated[str, typer.Option(metavar="W", help="One width string.")],
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option(metavar="S,S,...", help="Seeds.")] = "0,1,2",
+) -> None:
+    """Train a width from scratch over several seeds, beside the uniform width of the same FLOPs."""
+    with _opened(folder, overrides) as (run, say):
+        retrain_widths(run, run.space.decode(widths), _seeds(seeds), say)
+        finish(run, say)
+
+
+def retrain_widths(run: "Run", widths: "Widths", seeds: list[int], say: Callable[..., None]) -> dict[str, Any]:
+    """Retrain and say how the found and the uniform width did."""
+    from statistics import fmean, stdev
+
+    from bcnet.report.run_page import verdict
+    from bcnet.space.cost import human
+
+    results = run.retrain(widths, seeds)
+    for kind, row in results.items():
+        name = row.get("widths", "-".join(map(str, row["channels"])) + " channels")
+        spread = f" +- {stdev(row['acc']):.2f}" if len(row["acc"]) > 1 else ""
+        say(f"{kind:8} {name}: test accuracy {fmean(row['acc']):.2f}{spread} % over {len(row['acc'])} seeds, {human(row['flops'])} FLOPs")
+    say(verdict(results))
+    return results
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds {text!r} is not a list such as 0,1,2") from error
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"--seeds {text!r}: seeds must be different and not negative")
+    return seeds
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write everything.")] = Path("quickstart"),
+    overrides: Overrides = None,
+) -> None:
+    """Handwritten digits on the CPU in under three minutes: supernet, search, retraining, one page."""
+    from bcnet.config import load_config
+
+    settings = load_config("digits/bcnetv2", overrides or ())
+    with _runtime(settings.device) as say:
+        from bcnet.run import Run
+
+        run = Run.create(out, settings, resume=True)
+        say(f"[bold]1/4[/bold] train one supernet ({settings.train.strategy}) that holds every width of {settings.model.name}")
+        train_supernet(run, say)
+        say("[bold]2/4[/bold] search the best width at half the FLOPs")
+        best = search_widths(run, "flops=0.5", say)["best"]["widths"]
+        say("[bold]3/4[/bold] train that width and the uniform one of the same FLOPs from scratch, three seeds each")
+        retrain_widths(run, run.space.decode(best), [0, 1, 2], say)
+        say("[bold]4/4[/bold] draw")
+        finish(run, say)

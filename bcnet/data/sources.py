@@ -1,0 +1,196 @@
+"""Image sources: every one becomes uint8 images and integer labels, a training and a test set."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bcnet.config import DataConfig
+from bcnet.errors import UserError
+from bcnet.files import write_atomic
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
+DIGITS_TEST_IMAGES = 800
+
+
+class ImageSet:
+    """Some of the images of a tensor, without a copy of them.
+
+    Args:
+        images: ``(M, C, H, W)``, uint8.
+        labels: ``(M,)``, int64.
+        index: positions of this set's images in the two; unset: all of them.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, index: Tensor | None = None) -> None:
+        self.images, self.labels = images, labels
+        self.index = torch.arange(len(labels)) if index is None else index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of one image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def subset(self, index: Tensor) -> "ImageSet":
+        """The images at the given positions of this set, as a set."""
+        return ImageSet(self.images, self.labels, self.index[index])
+
+    def get(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images ``(n, C, H, W)`` and labels ``(n,)`` at the given positions of this set, where the images live."""
+        where = self.index[index].to(self.images.device)
+        return self.images[where], self.labels[where]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: training images, test images, class names."""
+
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+
+
+def load_source(config: DataConfig) -> Source:
+    """Load the data set that a config names.
+
+    Raises:
+        UserError: the files are not where the config says, or not images.
+    """
+    if config.source == "digits":
+        return _digits()
+    if config.root is None:
+        raise UserError(f"data.source={config.source} wants data.root, the folder of the data set (e.g. data.root=/data)")
+    if config.source == "imagefolder":
+        return _imagefolder(config.root, config.image_size)
+    return _cifar(config)
+
+
+def balanced_split(labels: Tensor, num_second: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Split positions into two parts; the second has ``num_second`` of them, as evenly over the classes as they allow.
+
+    Returns:
+        Two ascending int64 tensors of positions.
+
+    Raises:
+        UserError: fewer images than asked for.
+    """
+    if num_second >= len(labels):
+        raise UserError(f"{num_second} images cannot be held out of {len(labels)}: lower data.num_val")
+    order = rng.permutation(len(labels))
+    ranked = labels.numpy()[order]
+    place = np.empty(len(labels), dtype=np.int64)  # how many of the same class come earlier
+    for label in np.unique(ranked):
+        mine = np.flatnonzero(ranked == label)
+        place[mine] = np.arange(len(mine))
+    second = order[np.argsort(place, kind="stable")[:num_second]]
+    is_second = np.zeros(len(labels), dtype=bool)
+    is_second[second] = True
+    return torch.from_numpy(np.flatnonzero(~is_second)), torch.from_numpy(np.flatnonzero(is_second))
+
+
+def _digits() -> Source:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8)[:, None])
+    everything = ImageSet(images, torch.from_numpy(bunch.target.astype(np.int64)))
+    # part of the data set's definition, so not from the run's seed
+    train, test = balanced_split(everything.labels, DIGITS_TEST_IMAGES, np.random.default_rng(0))
+    return Source(everything.subset(train), everything.subset(test), tuple(map(str, bunch.target_names)))
+
+
+def _cifar(config: DataConfig) -> Source:
+    from torchvision import datasets
+
+    kind = datasets.CIFAR10 if config.source == "cifar10" else datasets.CIFAR100
+    try:
+        parts = [kind(str(config.root), train=train, download=config.download) for train in (True, False)]
+    except Exception as error:
+        hint = "" if config.download else ", or pass data.download=true"
+        what = f"{config.root}: no {config.source} there ({str(error).splitlines()[0]})"
+        raise UserError(f"{what}; expected the folder {kind.base_folder} of the official download in it{hint}") from error
+    sets = [ImageSet(torch.from_numpy(part.data.transpose(0, 3, 1, 2).copy()), torch.tensor(part.targets)) for part in parts]
+    return Source(sets[0], sets[1], tuple(parts[0].classes))
+
+
+def _imagefolder(root: Path, image_size: int | None) -> Source:
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; imagefolder wants {root}/train/CLASS/*.jpg and {root}/test/CLASS/*.jpg")
+    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
+    classes = _class_names(root / "train")
+    test_classes = _class_names(test)
+    if classes != test_classes:
+        odd = sorted(set(classes) ^ set(test_classes))
+        raise UserError(f"{root}: class folders of train and {test.name} differ: {', '.join(odd[:5])}")
+    return Source(_read_folder(root / "train", classes, image_size), _read_folder(test, classes, image_size), classes)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; imagefolder wants train/ and test/ (or val/) with one folder per class")
+    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    if not names:
+        raise UserError(f"{folder}: no class folders in it; imagefolder wants {folder}/CLASS/*.jpg")
+    return names
+
+
+def _read_folder(folder: Path, classes: tuple[str, ...], image_size: int | None) -> ImageSet:
+    """Decode once; later runs read the cached array."""
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise UserError(f"{folder / name}: no images in it; expected files such as 0001.jpg or .png")
+        files += found
+        labels += [label] * len(found)
+    key = hashlib.sha256(f"{folder.resolve()} {image_size}".encode())
+    for path in files:
+        stat = path.stat()
+        key.update(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}".encode())
+    cached = cache_folder() / f"images-{key.hexdigest()[:24]}.npy"
+    if not cached.is_file():
+        write_atomic(cached, lambda temporary: _decode_all(files, image_size, temporary))
+    images = np.load(cached, mmap_mode="c", allow_pickle=False)
+    return ImageSet(torch.from_numpy(images), torch.tensor(labels))
+
+
+def cache_folder() -> Path:
+    """Where decoded images are kept: ``BCNET_CACHE``, else ``~/.cache/bcnet``."""
+    return Path(os.environ.get("BCNET_CACHE") or Path.home() / ".cache" / "bcnet")
+
+
+def _decode_all(files: list[Path], image_size: int | None, target: Path) -> None:
+    from rich.progress import track
+
+    first = _decode(files[0], image_size)
+    shape = (len(files), *first.shape)
+    array: Any = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
+    for number, path in enumerate(track(files, f"decoding {files[0].parent.parent}", transient=True)):
+        image = _decode(path, image_size)
+        if image.shape != first.shape:
+            sizes = " and ".join(f"{i.shape[2]}x{i.shape[1]}" for i in (first, image))
+            raise UserError(f"{path}: images differ in size ({sizes}); set data.image_size to bring them to one")
+        array[number] = image
+    array.flush()
+
+
+def _decode(path: Path, image_size: int | None) -> np.ndarray[Any, Any]:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            image: Any = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be decoded as an image ({type(error).__name__}); replace or remove the file") from error
+    if image_size is not None:
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+    return np.asarray(image).transpose(2, 0, 1)

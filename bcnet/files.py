@@ -1,0 +1,91 @@
+"""Writing files so that each is either whole or absent, and reading them without trusting them."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bcnet.errors import UserError
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with a temporary name beside ``path``, flush to disk, rename.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; what stood at ``path`` is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_UMASK)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError of its file writer
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be written ({reason}); nothing was changed") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, one space of indent."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message.
+
+    Raises:
+        UserError: missing, unreadable, or not JSON; duplicate keys of an object count as not JSON.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected {what}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a JSON file ({error}); expected {what}") from error
+    except _DuplicateKeyError as error:
+        raise UserError(f"{path}: key {error} stands there twice; expected {what}") from error
+
+
+class _DuplicateKeyError(Exception):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _DuplicateKeyError(repr(key))
+        found[key] = value
+    return found

@@ -1,0 +1,104 @@
+"""Build a plain model from its name."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bcnet.errors import UserError
+from bcnet.models.channel_bench import MobileNet, ResNet
+from bcnet.models.digits import DigitsResNet
+
+OWN_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "channel_bench/mobilenet": MobileNet,
+    "channel_bench/resnet": ResNet,
+    "digits/resnet": DigitsResNet,
+}
+DEFAULT_INPUTS = {"channel_bench/mobilenet": (3, 32, 32), "channel_bench/resnet": (3, 32, 32), "digits/resnet": (1, 8, 8)}
+
+
+def build_model(
+    name: str, num_classes: int, *, seed: int = 0, pretrained: bool = False, args: dict[str, Any] | None = None
+) -> nn.Module:
+    """Build a model with initial weights that depend on the seed alone; the global random state is left as it was.
+
+    Args:
+        name: one of our own, ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``.
+        num_classes: number of logits, passed on as ``num_classes``.
+        seed: of the initial weights.
+        pretrained: load the weights that timm or torchvision publish.
+        args: further keyword arguments of the factory.
+
+    Raises:
+        UserError: unknown name, or the factory refused the arguments.
+    """
+    factory = _find_factory(name, pretrained)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = factory(num_classes=num_classes, **(args or {}))
+    except Exception as error:
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"model {name!r} could not be built with num_classes={num_classes}, {args or {}}: {line}") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model {name!r} is not a torch.nn.Module but {type(model).__name__}")
+    return model
+
+
+def default_input(name: str) -> tuple[int, int, int]:
+    """``(C, H, W)`` a model is usually run on."""
+    return DEFAULT_INPUTS.get(name, (3, 224, 224))
+
+
+def _find_factory(name: str, pretrained: bool) -> Callable[..., nn.Module]:
+    if name in OWN_MODELS:
+        if pretrained:
+            raise UserError(f"model {name!r} has no published weights: leave model.pretrained=false")
+        return OWN_MODELS[name]
+    family, _, rest = name.partition("/")
+    if family == "timm" and rest:
+        return _timm_factory(rest, pretrained)
+    if family == "torchvision" and rest:
+        return _torchvision_factory(rest, pretrained)
+    if ":" in name:
+        return _user_factory(name)
+    forms = f"{', '.join(OWN_MODELS)}, timm/NAME, torchvision/NAME or package.module:factory"
+    raise UserError(f"unknown model {name!r}: use {forms}")
+
+
+def _timm_factory(name: str, pretrained: bool) -> Callable[..., nn.Module]:
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name}*")[:5]
+        raise UserError(f"timm has no model {name!r}" + (f"; near it: {', '.join(near)}" if near else ""))
+    return lambda **kwargs: timm.create_model(name, pretrained=pretrained, **kwargs)
+
+
+def _torchvision_factory(name: str, pretrained: bool) -> Callable[..., nn.Module]:
+    import difflib
+
+    from torchvision import models
+
+    if name not in models.list_models():
+        near = difflib.get_close_matches(name, models.list_models(), 5)
+        raise UserError(f"torchvision has no model {name!r}" + (f"; near it: {', '.join(near)}" if near else ""))
+    return lambda **kwargs: models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs)
+
+
+def _user_factory(name: str) -> Callable[..., nn.Module]:
+    module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"model {name!r}: {error}; expected package.module:factory, importable from here") from error
+    if not callable(factory):
+        raise UserError(f"model {name!r}: {attribute} is not callable")
+    found: Callable[..., nn.Module] = factory
+    return found

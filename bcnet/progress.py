@@ -1,0 +1,60 @@
+"""Progress that people can watch: a bar on a terminal, a line now and then in a log."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bcnet.runtime import rank
+
+_LOG_SECONDS = 30.0
+
+
+class ProgressBar:
+    """Shows how far a loop is, what matters in it, and the time left; silent on ranks other than 0.
+
+    Args:
+        label: what is running.
+        total: steps in all.
+        done: steps already done by an earlier process.
+        unit: what a step is, for the rate.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "it") -> None:
+        self.label, self.total, self.done, self.unit = label, total, done, unit
+        self._start, self._first = time.monotonic(), done
+        self._shown = self._start
+        self._fields = ""
+        self._bar: Progress | None = None
+        if rank() == 0 and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), transient=True)
+            self._task = self._bar.add_task(label, total=total, completed=done, note="")
+
+    def __enter__(self) -> "ProgressBar":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that ``done`` steps are done in all; ``note`` is shown beside the rate."""
+        self.done, self._fields = done, note or self._fields
+        now = time.monotonic()
+        if self._bar:
+            self._bar.update(self._task, completed=done, note=self._fields)
+        elif rank() == 0 and now - self._shown >= _LOG_SECONDS:
+            self._shown = now
+            seconds = (now - self._start) / max(1, done - self._first) * (self.total - done)
+            text = f"{self.label}: {done}/{self.total} {self._fields}, {_duration(seconds)} left"
+            print(text, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

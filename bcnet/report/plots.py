@@ -1,0 +1,155 @@
+"""The pictures of a run: each function draws one PNG from plain values."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bcnet.files import write_atomic
+
+BLUE, ORANGE, GREY, GREEN = "#2563eb", "#ea580c", "#94a3b8", "#16a34a"
+plt.rcParams.update(
+    {
+        "figure.dpi": 110,
+        "savefig.dpi": 110,
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "figure.constrained_layout.use": True,
+    }
+)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
+    plt.close(figure)
+
+
+def draw_training(path: Path, losses: Sequence[float], steps_per_epoch: int, passes: int) -> None:
+    """Training loss over epochs: every step faint, a moving average on top."""
+    figure, axes = plt.subplots(figsize=(7, 3.2))
+    values = np.asarray(losses)
+    epochs = (np.arange(len(values)) + 1) / steps_per_epoch
+    axes.plot(epochs, values, color=BLUE, alpha=0.2, linewidth=0.7)
+    window = max(1, min(len(values) // 20, 200))
+    smooth = np.convolve(values, np.ones(window) / window, "valid")
+    axes.plot(epochs[window - 1 :], smooth, color=BLUE, label=f"mean of {window} steps")
+    axes.set(xlabel="epoch", ylabel="cross-entropy", title=f"Training loss ({passes:,} forward-backward passes)")
+    axes.set_ylim(min(smooth.min(), values.min()) * 0.95, np.quantile(values, 0.995) * 1.05)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_fairness(path: Path, counts: npt.NDArray[np.int64], names: Sequence[str], title: str) -> None:
+    """How often every bin of every group was trained, relative to the mean of its group."""
+    relative = counts / np.maximum(counts.mean(1, keepdims=True), 1)
+    groups, bins = counts.shape
+    figure, axes = plt.subplots(figsize=(min(2.6 + 0.75 * bins, 12), min(1.5 + 0.38 * groups, 14)))
+    image = axes.imshow(relative, cmap="coolwarm", vmin=0.5, vmax=1.5, aspect="auto")
+    if groups * bins <= 200:
+        for row, column in np.ndindex(*counts.shape):
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(bins), [str(b + 1) for b in range(bins)])
+    axes.set_yticks(range(groups) if groups <= 40 else [], names if groups <= 40 else None, fontsize=8)
+    axes.set(xlabel="bin, from the left", ylabel="group", title=title)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="times trained / mean of the group")
+    _save(figure, path)
+
+
+def draw_search(path: Path, search: dict[str, Any]) -> None:
+    """Every evaluated width vector (cost against score), and the best score so far."""
+    evaluated = search["evaluated"]
+    cost = search["settings"]["cost"]
+    scale, unit = _unit(max(row[cost] for row in evaluated))
+    x = np.array([row[cost] for row in evaluated]) / scale
+    y = np.array([row["score"] for row in evaluated])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(3, 2))
+    dots = left.scatter(x, y, c=np.arange(len(x)), cmap="viridis", s=14)
+    figure.colorbar(dots, ax=left, label="order of evaluation")
+    front = [row for row in evaluated if row["widths"] in set(search["front"])]
+    front.sort(key=lambda row: row[cost])
+    left.step([row[cost] / scale for row in front], [row["score"] for row in front], where="post", color=GREY, label="front")
+    best = search["best"]
+    left.plot(best[cost] / scale, best["score"], marker="*", markersize=15, color=ORANGE, linestyle="", label=f"best {best['widths']}")
+    if search["settings"]["budget_limit"]:
+        left.axvline(search["settings"]["budget_limit"] / scale, color="black", linestyle=":", label="budget")
+    left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=search["settings"]["metric"].replace("_", " "))
+    left.set_title(f"{len(evaluated)} width vectors scored")
+    left.legend(frameon=False, fontsize=8)
+    right.plot(np.arange(len(y)) + 1, np.maximum.accumulate(y), color=BLUE)
+    right.set(xlabel="width vectors scored", ylabel="best score so far", title="Progress")
+    _save(figure, path)
+
+
+def draw_widths(path: Path, names: Sequence[str], channels: dict[str, Sequence[int]]) -> None:
+    """Channels of every group for several networks; the first is drawn as the frame."""
+    figure, axes = plt.subplots(figsize=(min(3 + 0.6 * len(names), 14), 3.6))
+    place = np.arange(len(names))
+    (frame, full), *others = channels.items()
+    axes.bar(place, full, width=0.85, color="none", edgecolor=GREY, label=frame)
+    width = 0.8 / len(others)
+    for number, ((name, values), colour) in enumerate(zip(others, (BLUE, ORANGE, GREEN), strict=False)):
+        axes.bar(place - 0.4 + width * (number + 0.5), values, width=width, color=colour, label=name)
+    axes.set_xticks(place if len(names) <= 40 else [], names if len(names) <= 40 else None, rotation=35, ha="right", fontsize=8)
+    axes.set(ylabel="channels", title="Channels per group")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_retraining(path: Path, results: dict[str, Sequence[float]]) -> None:
+    """Test accuracy of networks trained from scratch: one dot per seed, mean and standard deviation."""
+    figure, axes = plt.subplots(figsize=(6.5, 1.2 + 0.6 * len(results)))
+    for row, (values, colour) in enumerate(zip(results.values(), (BLUE, ORANGE, GREEN, GREY), strict=False)):
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.5)
+        axes.errorbar(np.mean(values), row, xerr=spread, fmt="D", color=colour, capsize=4)
+    axes.set_yticks(range(len(results)), list(results))
+    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.set(xlabel="test accuracy [%]", title="Trained from scratch: seeds, mean and standard deviation")
+    _save(figure, path)
+
+
+def draw_ranking(path: Path, scores: npt.NDArray[np.float64], truth: Any, ranking: dict[str, Any], title: str) -> None:
+    """Score against ground truth, and Kendall tau beside the baselines and the ceiling."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 2))
+    scale, unit = _unit(truth.flops.max())
+    dots = left.scatter(scores, truth.mean, c=truth.flops / scale, cmap="viridis", s=max(3, min(20, 6000 / len(scores))), alpha=0.8)
+    figure.colorbar(dots, ax=left, label=f"FLOPs [{unit}]")
+    left.set(xlabel="score", ylabel="true accuracy [%]", title=title)
+    _tau_bars(right, ranking)
+    _save(figure, path)
+
+
+def _tau_bars(axes: Axes, ranking: dict[str, Any]) -> None:
+    names = {"score": "this score", "flops": "FLOPs", "params": "params", "sum_of_widths": "sum of widths"}
+    for row, (key, name) in enumerate(names.items()):
+        tau = ranking["predictors"][key]["kendall"]
+        value, low, high = (np.nan_to_num(tau[part]) for part in ("value", "low", "high"))
+        axes.barh(row, value, color=BLUE if key == "score" else GREY, xerr=[[max(0, value - low)], [max(0, high - value)]], capsize=3)
+        axes.text(max(high, 0) + 0.02, row, f"{value:.3f}", va="center", fontsize=9)
+    if ranking["noise_ceiling"] is not None:
+        axes.axvline(ranking["noise_ceiling"], color="black", linestyle="--")
+        axes.text(ranking["noise_ceiling"], -0.62, f"ceiling {ranking['noise_ceiling']:.2f}", ha="center", fontsize=8)
+    axes.set_yticks(range(len(names)), list(names.values()))
+    axes.set_ylim(len(names) - 0.4, -0.8)
+    axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.0)
+    axes.set(xlabel="Kendall tau-b (95 % bootstrap)")
+
+
+def _unit(largest: float) -> tuple[float, str]:
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if largest >= scale:
+            return scale, unit
+    return 1.0, ""

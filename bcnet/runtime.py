@@ -1,0 +1,155 @@
+"""The machine a run happens on: device, precision, allocator, processes, random streams."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from bcnet.errors import UserError
+
+# Independent random streams of one seed; the number is part of the stream's identity and never reused.
+STREAM_MODEL, STREAM_SPLIT, STREAM_ORDER, STREAM_AUGMENT, STREAM_WIDTHS, STREAM_STEP, STREAM_SEARCH = range(7)
+
+
+def derive_seed(seed: int, stream: int, index: int = 0) -> int:
+    """A 63-bit seed for item ``index`` of a random stream: every step's randomness follows from its number alone."""
+    state = np.random.SeedSequence([seed, stream, index]).generate_state(1, np.uint64)[0]
+    return int(state) >> 1
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; under torchrun ``cuda`` means the GPU of the local rank.
+
+    Raises:
+        UserError: no such device here.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+    except RuntimeError as error:
+        raise UserError(f"device={name!r} is not a device: use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name!r}: torch sees no CUDA GPU here; use device=cpu or device=auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name!r}: torch sees {torch.cuda.device_count()} GPU(s) here, numbered from 0")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name!r} is not supported: use auto, cpu, cuda or cuda:N")
+    return device
+
+
+def use_bf16(amp: str, device: torch.device) -> bool:
+    """Whether to compute in bf16: asked for, or ``auto`` on hardware that does it natively."""
+    if amp != "auto":
+        return amp == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return _cpu_has("avx512_bf16") or _cpu_has("amx_bf16")
+
+
+def _cpu_has(flag: str) -> bool:
+    try:
+        return f" {flag} " in Path("/proc/cpuinfo").read_text(encoding="utf-8").replace("\n", " ")
+    except OSError:
+        return False
+
+
+def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
+    """The autocast context for one forward pass."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def tune_malloc() -> bool:
+    """Let glibc keep freed activations instead of returning and refaulting them each step (Linux; 2.5 times on CPUs).
+
+    Set ``BCNET_MALLOC=default`` to leave the allocator alone.
+
+    Returns:
+        Whether the allocator was tuned.
+    """
+    if not sys.platform.startswith("linux") or os.environ.get("BCNET_MALLOC") == "default":
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    m_trim_threshold, m_mmap_threshold, gibibyte = -1, -3, 1 << 30
+    return bool(mallopt(m_mmap_threshold, gibibyte) and mallopt(m_trim_threshold, 2 * gibibyte - 1))
+
+
+def rank() -> int:
+    """Rank of this process; 0 without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that torchrun started, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions, commit and hardware, to stand beside every number."""
+    packages = ("bcnet", "torch", "torchvision", "timm", "numpy", "scipy", "torch-pruning", "pymoo")
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "git_commit": _git_commit(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
+        "processes": world_size(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+

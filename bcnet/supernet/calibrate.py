@@ -1,0 +1,39 @@
+"""BN statistics for one subnet: a cumulative average over a few training batches."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.runtime import autocast
+from bcnet.supernet.layers import BATCH_NORM
+
+
+def calibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, bf16: bool = False) -> None:
+    """Recompute the running statistics of every BN layer, for a plain network or the active subnet of a supernet.
+
+    Every batch counts the same; the statistics of a layer are those that the layer sees while the ones before it
+    normalise with batch statistics (as in training). Weights and random state stay as they are (laws 4 and 5); all
+    layers but BN run in evaluation mode. The network is left in evaluation mode.
+
+    Args:
+        network: the network.
+        batches: images ``(N, C, H, W)`` and labels, which are not used.
+        bf16: autocast to bf16.
+    """
+    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, BATCH_NORM) and module.running_mean is not None]
+    before = [(norm.momentum, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.track_running_stats = None, True
+        norm.reset_running_stats()
+        norm.train()
+    try:
+        with torch.no_grad():
+            for images, _ in batches:
+                with autocast(images.device, bf16):
+                    network(images)
+    finally:
+        for norm, (momentum, track) in zip(norms, before, strict=True):
+            norm.momentum, norm.track_running_stats = momentum, track
+            norm.eval()
