@@ -30,10 +30,14 @@ app = typer.Typer(
 )
 console = Console(highlight=False, soft_wrap=True)
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=5.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=5.", show_default=False)
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory made by 'bcnet train'.")]
 WidthsOption = Annotated[str, typer.Option("--widths", metavar="W", help="One width string, a file with one per line, or 'all'.")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="channel_bench/mobilenet, timm/NAME, torchvision/NAME or package.module:factory.")]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="channel_bench/mobilenet, timm/NAME, torchvision/NAME or package.module:factory.")
+]
 InputOption = Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image.  [default: the model's usual one]")]
 ClassesOption = Annotated[int, typer.Option(min=1, help="Number of logits.")]
 BinsOption = Annotated[int, typer.Option(min=1, help="Bins K per group.")]
@@ -173,7 +177,9 @@ def read_widths(text: str, space: "Space") -> "list[Widths]":
     """
     if text == "all":
         if len(space) > MOST_WIDTHS:
-            raise UserError(f"--widths all: the space has {len(space):.3g} width vectors, more than {MOST_WIDTHS:,}; give a file with some of them")
+            raise UserError(
+                f"--widths all: the space has {len(space):.3g} width vectors, more than {MOST_WIDTHS:,}; give a file with some of them"
+            )
         return list(space.enumerate())
     path = Path(text)
     if path.is_file():
@@ -224,7 +230,8 @@ def train_supernet(run: "Run", say: Callable[..., None]) -> None:
     from bcnet.report.run_page import fairness_sentence
 
     say(f"{run.config.model.name}: {run.space.summary()}")
-    say(f"data: {len(run.data.train):,} training, {len(run.data.val):,} search-validation, {len(run.data.test):,} test images; device {run.device}")
+    sizes = f"{len(run.data.train):,} training, {len(run.data.val):,} search-validation, {len(run.data.test):,} test images"
+    say(f"data: {sizes}; device {run.device}{', bf16' if run.bf16 else ''}")
     trainer = run.train()
     assert trainer.counts is not None
     losses = trainer.history.loss
@@ -295,7 +302,8 @@ def search_widths(run: "Run", budget: str | None, say: Callable[..., None]) -> d
     best = found["best"]
     full = run.costs.range("flops")[1]
     share = f"{best['flops'] / full:.0%} of the full model"
-    say(f"best of {len(found['evaluated'])} scored: {best['widths']}, score {best['score']:.4f}, {human(best['flops'])} FLOPs ({share}), {human(best['params'])} params")
+    costs = f"{human(best['flops'])} FLOPs ({share}), {human(best['params'])} params"
+    say(f"best of {len(found['evaluated'])} scored: {best['widths']}, score {best['score']:.4f}, {costs}")
     if found["settings"]["objective"] == "score_and_cost":
         say(f"Pareto front: {len(found['front'])} width vectors in {run.folder / 'search.json'}")
     return found
@@ -306,7 +314,9 @@ def rank(
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="A scores.json.")],
     truth: Annotated[Path, typer.Option(metavar="FILE", help="Ground truth, such as Results_MobileNet.json of Channel-Bench-Macro.")],
     budget: Annotated[list[str] | None, typer.Option(metavar="COST=VALUE", help="Budgets for the regret; may be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write ranking.json and ranking.png.  [default: beside SCORES]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write ranking.json and ranking.png.  [default: beside SCORES]")
+    ] = None,
 ) -> None:
     """Say how well scores rank networks, beside FLOPs, params, sum of widths and the noise ceiling."""
     from bcnet.benchmark.ground_truth import load_ground_truth
@@ -355,7 +365,8 @@ def extract(
     """Write a subnet as a plain network that loads without the supernet."""
     with _opened(folder, overrides) as (run, say):
         description = run.extract(run.space.decode(widths), out)
-        say(f"{out}: {widths}, {description['flops']:,} FLOPs, {description['params']:,} params, val accuracy {description['val_accuracy']:.4f}")
+        costs = f"{description['flops']:,} FLOPs, {description['params']:,} params"
+        say(f"{out}: {widths}, {costs}, search-validation accuracy {100 * description['val_accuracy']:.2f} %")
         say(f'load it with: network, description = bcnet.load_network(Path("{out}"))')
 
 

@@ -45,7 +45,8 @@ class ModelConfig(_Section):
     """The plain network."""
 
     name: str = "digits/resnet"
-    """``channel_bench/mobilenet``, ``channel_bench/resnet``, ``digits/resnet``, ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``."""
+    """``channel_bench/mobilenet``, ``channel_bench/resnet``, ``digits/resnet``, ``timm/NAME``, ``torchvision/NAME`` or
+    ``package.module:factory``."""
     pretrained: bool = False
     """Start from the weights that timm or torchvision publish."""
     args: dict[str, Any] = {}

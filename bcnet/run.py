@@ -1,9 +1,9 @@
 """A run directory: one config, one supernet, and everything made from it.
 
-    config.yaml        the resolved config        environment.json  versions, commit, hardware
-    checkpoint.pt      the training's state       scores/           evaluated width vectors, one file per setting
-    search.json        what the search found      retrain/          networks trained from scratch
-    *.png, index.html  pictures of it all
+config.yaml        the resolved config        environment.json  versions, commit, hardware
+checkpoint.pt      the training's state       scores/           evaluated width vectors, one file per setting
+search.json        what the search found      retrain/          networks trained from scratch
+*.png, index.html  pictures of it all
 """
 
 import hashlib

@@ -1,0 +1,1 @@
+"""Ground truth, ranking statistics and score files."""

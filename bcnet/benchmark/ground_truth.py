@@ -42,7 +42,8 @@ class GroundTruth:
     @property
     def mean(self) -> Floats:
         """Mean accuracy over the seeds, ``(N,)``."""
-        return self.acc.mean(1)
+        mean: Floats = self.acc.mean(1)
+        return mean
 
     def rows(self, names: list[str], where: str) -> npt.NDArray[np.int64]:
         """Positions of the given width strings.
@@ -121,7 +122,7 @@ def _fault(name: str, entry: Any, seeds: int, length: int) -> str | None:
         return f"field 'acc' holds {len(acc)} seeds, the first entry {seeds}"
     for field in ("params", "flops"):
         value = entry.get(field)
-        if not _is_number(value) or value <= 0 or value != int(value):
+        if value is None or not _is_number(value) or value <= 0 or value != int(value):
             return f"field {field!r} is {value!r}: expected a positive integer"
     mean = entry.get("mean")
     if mean is not None and not (_is_number(mean) and abs(mean - sum(acc) / len(acc)) < 0.01):

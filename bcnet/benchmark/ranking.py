@@ -122,9 +122,7 @@ def regret(scores: Floats, truth: GroundTruth, budget: str) -> dict[str, Any]:
     }
 
 
-def rank(
-    scores: dict[str, float], truth: GroundTruth, *, budgets: Sequence[str] = DEFAULT_BUDGETS, resamples: int = 200
-) -> dict[str, Any]:
+def rank(scores: dict[str, float], truth: GroundTruth, *, budgets: Sequence[str] = DEFAULT_BUDGETS, resamples: int = 200) -> dict[str, Any]:
     """Everything the scores can be held against: correlations, baselines, ceiling, top-k precision, regret.
 
     Args:

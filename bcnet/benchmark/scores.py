@@ -20,5 +20,7 @@ def load_scores(path: Path) -> dict[str, float]:
         raise UserError(f"{path}: has no 'scores'; expected {form}")
     wrong = [name for name, value in scores.items() if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value)]
     if wrong:
-        raise UserError(f"{path}: the score of {wrong[0]!r} is {scores[wrong[0]]!r}, not a finite number ({len(wrong)} of {len(scores)} are wrong)")
+        raise UserError(
+            f"{path}: the score of {wrong[0]!r} is {scores[wrong[0]]!r}, not a finite number ({len(wrong)} of {len(scores)} are wrong)"
+        )
     return {name: float(value) for name, value in scores.items()}

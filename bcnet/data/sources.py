@@ -193,4 +193,5 @@ def _decode(path: Path, image_size: int | None) -> np.ndarray[Any, Any]:
         raise UserError(f"{path}: cannot be decoded as an image ({type(error).__name__}); replace or remove the file") from error
     if image_size is not None:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
+    pixels: np.ndarray[Any, Any] = np.asarray(image).transpose(2, 0, 1)
+    return pixels

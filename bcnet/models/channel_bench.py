@@ -12,9 +12,7 @@ MOBILENET_CHANNELS = (128, 768, 768, 768, 256, 1536, 1024)
 RESNET_CHANNELS = (256, 256, 256, 512, 512, 512, 512)
 
 
-def conv_bn(
-    in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, relu: bool = True
-) -> nn.Sequential:
+def conv_bn(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1, relu: bool = True) -> nn.Sequential:
     """Convolution without bias, BN and, unless ``relu`` is false, ReLU; the padding keeps the size at stride 1."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
     layers: list[nn.Module] = [conv, nn.BatchNorm2d(out_channels)]

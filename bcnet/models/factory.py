@@ -21,9 +21,7 @@ OWN_MODELS: dict[str, Callable[..., nn.Module]] = {
 DEFAULT_INPUTS = {"channel_bench/mobilenet": (3, 32, 32), "channel_bench/resnet": (3, 32, 32), "digits/resnet": (1, 8, 8)}
 
 
-def build_model(
-    name: str, num_classes: int, *, seed: int = 0, pretrained: bool = False, args: dict[str, Any] | None = None
-) -> nn.Module:
+def build_model(name: str, num_classes: int, *, seed: int = 0, pretrained: bool = False, args: dict[str, Any] | None = None) -> nn.Module:
     """Build a model with initial weights that depend on the seed alone; the global random state is left as it was.
 
     Args:

@@ -40,7 +40,8 @@ class Page:
 
     def write(self, path: Path) -> None:
         """Write the page."""
-        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(self.title)}</title>'
+        viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        head = f'<meta charset="utf-8">{viewport}<title>{html.escape(self.title)}</title>'
         body = f"<main><h1>{html.escape(self.title)}</h1><p>{html.escape(self.lead)}</p>{''.join(self.parts)}</main>"
         write_text(path, f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n')
 

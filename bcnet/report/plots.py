@@ -134,7 +134,7 @@ def draw_ranking(path: Path, scores: npt.NDArray[np.float64], truth: Any, rankin
 
 def _tau_bars(axes: Axes, ranking: dict[str, Any]) -> None:
     names = {"score": "this score", "flops": "FLOPs", "params": "params", "sum_of_widths": "sum of widths"}
-    for row, (key, name) in enumerate(names.items()):
+    for row, key in enumerate(names):
         tau = ranking["predictors"][key]["kendall"]
         value, low, high = (np.nan_to_num(tau[part]) for part in ("value", "low", "high"))
         axes.barh(row, value, color=BLUE if key == "score" else GREY, xerr=[[max(0, value - low)], [max(0, high - value)]], capsize=3)

@@ -31,11 +31,13 @@ def write_ranking_page(
         else "With one seed per network there is no noise ceiling."
     )
     header = ("predictor", "Kendall tau-b", "Spearman", "Pearson")
-    page.section("Correlation with ground truth", table(header, rows), text(words + " In brackets: 95 % bootstrap interval over the networks."))
+    page.section(
+        "Correlation with ground truth", table(header, rows), text(words + " In brackets: 95 % bootstrap interval over the networks.")
+    )
     page.section("Picture", picture(folder / "ranking.png", "score against ground truth"))
     regrets = [(r["budget"], r["pick"], r["pick_accuracy"], r["best"], r["best_accuracy"], r["regret"]) for r in ranking["regret"]]
-    header = ("budget", "the scores pick", "accuracy [%]", "truly best", "accuracy [%]", "regret")
-    page.section("What picking by score would lose", table(header, regrets))
+    columns = ("budget", "the scores pick", "accuracy [%]", "truly best", "accuracy [%]", "regret")
+    page.section("What picking by score would lose", table(columns, regrets))
     shares = [(f"top {k}", value) for k, value in ranking["top_k_precision"].items()]
     if shares:
         page.section("How many of the best are found", table(("", "share of them among the highest scores"), shares))

@@ -100,7 +100,9 @@ def _add_training(page: Page, run: Run) -> None:
     )
     page.section("Training", text(words), picture(run.folder / "training.png", "training loss"))
     page.section(
-        "Fairness", text(fairness_sentence(run.strategy.name, counts.deviation)), picture(run.folder / "fairness.png", "training counts per bin")
+        "Fairness",
+        text(fairness_sentence(run.strategy.name, counts.deviation)),
+        picture(run.folder / "fairness.png", "training counts per bin"),
     )
 
 

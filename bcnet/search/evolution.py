@@ -65,9 +65,7 @@ def evolve(
     from pymoo.operators.mutation.pm import PolynomialMutation
     from pymoo.operators.repair.rounding import RoundingRepair
 
-    problem = Problem(
-        n_var=len(space.groups), n_obj=1 if cost is None else 2, xl=space.min_bins, xu=space.bins, vtype=int
-    )
+    problem = Problem(n_var=len(space.groups), n_obj=1 if cost is None else 2, xl=space.min_bins, xu=space.bins, vtype=int)
     algorithm: Any = NSGA2(
         pop_size=population,
         sampling=np.array(first, dtype=int),

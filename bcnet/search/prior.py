@@ -58,7 +58,8 @@ def solve_prior(space: Space, costs: CostTable, budget: Budget, losses: Floats) 
         diagonal = np.diag(pairs)
         both = pairs + pairs.T - 2 * np.diag(diagonal)
         slope = (polynomial.linear + both @ first)[:, None] * channels + diagonal[:, None] * channels**2
-        return (slope / target).ravel()
+        flat_slope: Floats = (slope / target).ravel()
+        return flat_slope
 
     rows = np.kron(np.eye(shape[0]), np.ones(shape[1]))
     result = minimize(
@@ -140,7 +141,7 @@ def _draw(space: Space, probabilities: Floats, rng: np.random.Generator) -> Widt
 
 def shrink_to_budget(space: Space, costs: CostTable, budget: Budget, widths: Widths, rng: np.random.Generator) -> Widths:
     """Take one bin after another from random groups until the widths keep the budget (which the narrowest do)."""
-    current = np.array(widths)
+    current = list(widths)
     while costs.one(current, budget.cost) > budget.limit:
-        current[rng.choice(np.flatnonzero(current > space.min_bins))] -= 1
-    return tuple(int(k) for k in current)
+        current[rng.choice([place for place, k in enumerate(current) if k > space.min_bins])] -= 1
+    return tuple(current)

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from torch import nn
 from torch import distributed as dist
+from torch import nn
 from torch.nn import functional as F
 
 from bcnet.data.batches import EvalBatches

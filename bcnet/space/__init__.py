@@ -1,0 +1,1 @@
+"""Groups of tied channels, width vectors and their costs."""

@@ -55,9 +55,7 @@ class _Classes:
         return list(members.values())
 
 
-def trace(
-    model: nn.Module, input_shape: tuple[int, ...], *, bins: int = 4, min_bins: int = 1, divisor: int | None = None
-) -> Space:
+def trace(model: nn.Module, input_shape: tuple[int, ...], *, bins: int = 4, min_bins: int = 1, divisor: int | None = None) -> Space:
     """Find the width space of a model.
 
     Input channels and class logits are never searched. Groups that touch a layer which cannot be sliced (layer norms,
@@ -74,7 +72,7 @@ def trace(
         UserError: the model cannot be run or traced, or nothing in it can be searched.
     """
     model = copy.deepcopy(model).eval()
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, SLICED_TYPES)}
+    modules: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, SLICED_TYPES)}
     positions = _output_positions(model, modules, input_shape)
     used = {name: modules[name] for name in positions}
     sizes = _dimension_sizes(used)
@@ -92,7 +90,7 @@ def trace(
     return Space(groups, bins, min_bins, layers, notes, total - held)
 
 
-def _output_positions(model: nn.Module, modules: dict[str, nn.Module], input_shape: tuple[int, ...]) -> dict[str, int]:
+def _output_positions(model: nn.Module, modules: dict[str, Any], input_shape: tuple[int, ...]) -> dict[str, int]:
     """Run one image; return the output positions of every layer used, in order of first use."""
     positions: dict[str, int] = {}
 
@@ -116,7 +114,7 @@ def _output_positions(model: nn.Module, modules: dict[str, nn.Module], input_sha
     return positions
 
 
-def _dimension_sizes(modules: dict[str, nn.Module]) -> dict[str, int]:
+def _dimension_sizes(modules: dict[str, Any]) -> dict[str, int]:
     """Size of every dimension: ``NAME:in`` and ``NAME:out`` in order of use."""
     sizes: dict[str, int] = {}
     for name, module in modules.items():
@@ -130,7 +128,7 @@ def _dimension_sizes(modules: dict[str, nn.Module]) -> dict[str, int]:
 
 
 def _tie_channels(
-    model: nn.Module, modules: dict[str, nn.Module], sizes: dict[str, int], input_shape: tuple[int, ...]
+    model: nn.Module, modules: dict[str, Any], sizes: dict[str, int], input_shape: tuple[int, ...]
 ) -> tuple[_Classes, dict[str, str]]:
     """Tie the entries that must go together; also return the dimensions that must stay whole, with the reason."""
     import torch_pruning as tp
@@ -196,9 +194,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 def _has_channels(module: nn.Module | nn.Parameter) -> bool:
     """Whether a target of the dependency graph is bound to a channel count (a layer without parameters is not)."""
-    return isinstance(module, nn.Parameter) or type(module).__module__.startswith("torch_pruning") or any(
-        True for _ in module.parameters()
-    )
+    return isinstance(module, nn.Parameter) or type(module).__module__.startswith("torch_pruning") or any(True for _ in module.parameters())
 
 
 def _kind(target: object) -> str:
@@ -220,9 +216,7 @@ class _Run:
     places: dict[str, tuple[int, int]]
 
 
-def _split_into_runs(
-    members: list[_Class], frozen: dict[str, str], sizes: dict[str, int], bins: int
-) -> tuple[list[_Run], dict[str, str]]:
+def _split_into_runs(members: list[_Class], frozen: dict[str, str], sizes: dict[str, int], bins: int) -> tuple[list[_Run], dict[str, str]]:
     """Sort the classes into runs that can be searched and dimensions that are fixed, with the reason."""
     order = {dim: number for number, dim in enumerate(sizes)}
     by_dims: dict[tuple[str, ...], list[_Class]] = defaultdict(list)
@@ -257,7 +251,7 @@ def _channels_per_group(module: nn.Module) -> int:
     return module.in_channels // module.groups if isinstance(module, nn.Conv2d) and module.groups > 1 else 0
 
 
-def _unit(run: _Run, modules: dict[str, nn.Module], divisor: int | None) -> int:
+def _unit(run: _Run, modules: dict[str, Any], divisor: int | None) -> int:
     names = (dim.removesuffix(":out") for dim in run.places if dim.endswith(":out"))
     unit = lcm(*(_channels_per_group(modules[name]) or 1 for name in names))
     if divisor and run.channels % lcm(unit, divisor) == 0:
@@ -268,7 +262,7 @@ def _unit(run: _Run, modules: dict[str, nn.Module], divisor: int | None) -> int:
     return unit
 
 
-def _group(run: _Run, unit: int, modules: dict[str, nn.Module]) -> Group:
+def _group(run: _Run, unit: int, modules: dict[str, Any]) -> Group:
     names = [dim.removesuffix(":out") for dim in run.places if dim.endswith(":out")]
     makers = [name for name in names if not isinstance(modules[name], nn.modules.batchnorm._BatchNorm)]
     return Group(makers[0], run.channels, unit, tuple(makers))

@@ -106,7 +106,7 @@ class Space:
             raise UserError(f"min_bins is {self.min_bins}: it must lie in 1..bins, and bins is {self.bins}")
 
     def __len__(self) -> int:
-        return (self.bins - self.min_bins + 1) ** len(self.groups)
+        return int((self.bins - self.min_bins + 1) ** len(self.groups))
 
     @property
     def full(self) -> Widths:

@@ -1,0 +1,1 @@
+"""The weight-sharing network and what is taken out of it."""

@@ -5,8 +5,9 @@ A slimmable layer keeps the class of the plain one as its base and its parameter
 of torch, timm or the user runs unchanged, and subclasses such as ``BatchNormAct2d`` or ``Conv2dSame`` need no code here.
 """
 
+import copy
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -32,10 +33,10 @@ class Slices:
         self.totals = tuple(totals)
         self.select(self.totals, "left")
 
-    @cached_property
-    def whole(self) -> tuple[int, int]:
-        """Size of the output and the input dimension in the supernet."""
-        return tuple(sum(_size(s, self.totals) for s in dim) for dim in (self.layer.outputs, self.layer.inputs))  # type: ignore[return-value]
+    @property
+    def num_full_inputs(self) -> int:
+        """Size of the input dimension in the supernet."""
+        return sum(_size(segment, self.totals) for segment in self.layer.inputs)
 
     def select(self, channels: Sequence[int], side: Side) -> None:
         """Make ``channels[g]`` channels of every group active, on the left or the right end."""
@@ -81,25 +82,31 @@ def _take(tensor: Tensor, dim: int, ranges: list[tuple[int, int]]) -> Tensor:
 
 def make_slimmable(module: nn.Module, layer: Layer, totals: Sequence[int]) -> None:
     """Turn a plain layer that already has the supernet's parameters into a slimmable one, in place."""
-    module.__class__ = _slimmable_class(type(module))
-    module.slices = Slices(layer, totals)
+    module.__class__ = _slimmable_class(type(module))  # type: ignore[arg-type]
+    module.slices = Slices(layer, totals)  # type: ignore[assignment]
 
 
-def make_plain(module: nn.Module) -> None:
-    """Turn a slimmable layer into a plain one that owns copies of its active parameters, in place."""
-    slimmable = type(module)
-    names = [*module._parameters, *module._buffers]
-    tensors = {name: getattr(module, name) for name in names}
-    sizes = {name: getattr(module, name) for name in slimmable.sliced_sizes}  # type: ignore[attr-defined]
-    module.__class__ = slimmable.__bases__[0]
-    del module.slices
-    for name, tensor in tensors.items():
-        if name in module._parameters:
-            setattr(module, name, None if tensor is None else nn.Parameter(tensor.detach().clone(), tensor.requires_grad))
-        elif tensor is not None:
-            module.register_buffer(name, tensor.detach().clone())
-    for name, size in sizes.items():
-        setattr(module, name, size)
+def make_plain(net: nn.Module) -> nn.Module:
+    """A copy of a network in which every slimmable layer is a plain one that owns its active parameters."""
+    copies: dict[int, Any] = {}
+    for module in net.modules():
+        if not hasattr(module, "slices"):
+            continue
+        for name, full in [*module._parameters.items(), *module._buffers.items()]:
+            active = getattr(module, name)
+            if isinstance(full, nn.Parameter):
+                copies[id(full)] = nn.Parameter(active.detach().clone(), full.requires_grad)
+            elif full is not None:
+                copies[id(full)] = active.detach().clone()
+    plain = copy.deepcopy(net, copies)  # takes what is in `copies` for done, so full-size parameters are never copied
+    for module in plain.modules():
+        if hasattr(module, "slices"):
+            sizes = {name: getattr(module, name) for name in type(module).sliced_sizes}  # type: ignore[attr-defined]
+            module.__class__ = type(module).__bases__[0]
+            del module.slices
+            for name, size in sizes.items():
+                setattr(module, name, size)
+    return plain
 
 
 @cache

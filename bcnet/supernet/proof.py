@@ -15,9 +15,7 @@ from bcnet.supernet.layers import BATCH_NORM, Side
 from bcnet.supernet.supernet import Supernet
 
 
-def prove(
-    model: nn.Module, space: Space, input_shape: tuple[int, ...], *, num_random: int = 2, tolerance: float = 1e-4
-) -> float:
+def prove(model: nn.Module, space: Space, input_shape: tuple[int, ...], *, num_random: int = 2, tolerance: float = 1e-4) -> float:
     """Check both sides of the narrowest, the widest and random widths, with random BN statistics.
 
     Returns:

@@ -46,10 +46,8 @@ class Supernet(nn.Module):
 
     def get_active_subnet(self) -> nn.Module:
         """The active subnet as a plain module with ordinary layers and names; it shares nothing with the supernet."""
-        net = copy.deepcopy(self.net)
+        net = make_plain(self.net)
         for module in net.modules():
-            if hasattr(module, "slices"):
-                make_plain(module)
             if isinstance(module, BATCH_NORM):
                 module.track_running_stats = module.running_mean is not None
         return net
@@ -78,17 +76,16 @@ def narrow(model: nn.Module, space: Space, channels: Sequence[int]) -> nn.Module
     net = copy.deepcopy(model)
     make_sliceable(net, space, [group.channels for group in space.groups], torch.Generator())
     set_active_channels(net, channels, "left")
+    scales = {}
     for layer in space.layers:
-        module = net.get_submodule(layer.name)
-        if not hasattr(module, "slices"):
-            continue
-        full, active = module.slices.whole[1], module.slices.num_inputs
-        make_plain(module)
-        if layer.kind != "norm" and not layer.channels_per_group:
-            with torch.no_grad():
-                for parameter in (module.weight, module.bias):
-                    if parameter is not None:
-                        parameter.mul_((full / active) ** 0.5)
+        slices = getattr(net.get_submodule(layer.name), "slices", None)
+        if isinstance(slices, Slices) and layer.kind != "norm" and not layer.channels_per_group:
+            scales[layer.name] = (slices.num_full_inputs / slices.num_inputs) ** 0.5
+    net = make_plain(net)
+    with torch.no_grad():
+        for name, scale in scales.items():
+            for parameter in net.get_submodule(name).parameters(recurse=False):
+                parameter.mul_(scale)
     return net
 
 
@@ -124,9 +121,7 @@ def _kept_entries(segments: tuple[Segment, ...], totals: Sequence[int]) -> tuple
     return torch.cat(kept), offset
 
 
-def _widen(
-    tensor: Tensor, rows: tuple[Tensor, int], columns: tuple[Tensor, int] | None, generator: torch.Generator
-) -> Tensor:
+def _widen(tensor: Tensor, rows: tuple[Tensor, int], columns: tuple[Tensor, int] | None, generator: torch.Generator) -> Tensor:
     """Copy ``(O, I, ...)`` into a larger tensor; new entries are drawn from the old ones with replacement."""
     shape = [rows[1], *tensor.shape[1:]]
     if columns is not None:
@@ -140,5 +135,3 @@ def _widen(
     else:
         wide[rows[0][:, None], columns[0]] = tensor
     return wide
-
-

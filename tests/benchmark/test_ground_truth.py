@@ -1,0 +1,62 @@
+import json
+
+import pytest
+
+from bcnet.benchmark.ground_truth import load_ground_truth
+from bcnet.benchmark.scores import load_scores
+from bcnet.errors import UserError
+
+GOOD = {"acc": [90.0, 91.0], "mean": 90.5, "std": 0.5, "params": 10, "flops": 20}
+
+
+def write(tmp_path, tree):
+    path = tmp_path / "truth.json"
+    path.write_text(tree if isinstance(tree, str) else json.dumps(tree))
+    return path
+
+
+def test_files_are_read_with_and_without_meta(tmp_path):
+    for meta in ({}, {"meta": {"seeds": 2}}):
+        truth = load_ground_truth(write(tmp_path, meta | {"12": GOOD, "21": GOOD | {"flops": 30}}))
+        assert truth.names == ("12", "21")
+        assert truth.mean.tolist() == [90.5, 90.5]
+        assert truth.flops.tolist() == [20, 30]
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"12": GOOD, "21": GOOD | {"acc": "high"}}, "'21': field 'acc' is 'high'"),
+        ({"12": GOOD, "21": GOOD | {"acc": [90.0]}}, "'21': field 'acc' holds 1 seeds"),
+        ({"12": GOOD, "21": GOOD | {"acc": [90.0, 190.0]}}, "'21': field 'acc'"),
+        ({"12": GOOD, "21": GOOD | {"flops": 1.5}}, "'21': field 'flops' is 1.5"),
+        ({"12": GOOD, "21": GOOD | {"mean": 80}}, "'21': field 'mean'"),
+        ({"12": GOOD, "213": GOOD}, "'213': has 3 indices"),
+        ({"12": GOOD, "a1": GOOD, "b1": GOOD}, r"'a1': is not a width string.*2 of 3 entries"),
+        ({"12": {k: v for k, v in GOOD.items() if k != "params"}}, "'12': field 'params' is None"),
+        ({"12": 3}, "'12'"),
+        ({}, "holds no widths"),
+        ("[1]", "expected an object"),
+        ('{"12": ', "not a JSON file"),
+        ('{"12": {"acc": [NaN]}}', "'12': field 'acc'"),
+        ('{"12": {}, "12": {}}', "'12' stands there twice"),
+    ],
+)
+def test_wrong_files_are_refused_naming_the_first_offender(tmp_path, tree, message):
+    with pytest.raises(UserError, match=message):
+        load_ground_truth(write(tmp_path, tree))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        load_ground_truth(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize("tree", [{}, {"scores": {}}, {"scores": {"12": "a"}}, {"scores": {"12": True}}, '{"scores": {"12": NaN}}', []])
+def test_score_files_are_checked(tmp_path, tree):
+    with pytest.raises(UserError):
+        load_scores(write(tmp_path, tree))
+
+
+def test_scores_are_read(tmp_path):
+    assert load_scores(write(tmp_path, {"meta": {}, "scores": {"12": 1, "21": 0.5}})) == {"12": 1.0, "21": 0.5}

@@ -1,0 +1,49 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from bcnet.config import Config, load_config
+from bcnet.run import Run
+
+torch.set_num_threads(1)  # the networks are small; more threads only wait for each other
+
+QUICK = ("train.epochs=3", "search.evaluations=20", "search.population=8", "retrain.epochs=1", "score.calibration_images=128")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Decoded images never go to the user's cache folder."""
+    monkeypatch.setenv("BCNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def quick_config() -> Config:
+    return load_config("digits/bcnetv2", QUICK)
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory) -> Path:
+    """A run of a few epochs on digits; tests read it and must not write to it."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    Run.create(folder, load_config("digits/bcnetv2", QUICK)).train()
+    return folder
+
+
+@pytest.fixture
+def run(trained_folder, tmp_path) -> Run:
+    """A copy of the trained run, to be used up."""
+    import shutil
+
+    shutil.copytree(trained_folder, tmp_path / "run")
+    return Run.open(tmp_path / "run")
+
+
+@pytest.fixture
+def benchmark_folder() -> Path:
+    """The published Channel-Bench-Macro files, where ``BCNET_DATA`` says."""
+    folder = Path(os.environ.get("BCNET_DATA", "")) / "channel-bench-macro"
+    if not folder.is_dir():
+        pytest.skip("BCNET_DATA does not name a folder with channel-bench-macro/ in it")
+    return folder

@@ -1,0 +1,215 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bcnet.config import DataConfig
+from bcnet.data.batches import EvalBatches, Normalize, TrainBatches, load_data
+from bcnet.data.sources import ImageSet, balanced_split, load_source
+from bcnet.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{number:03}.png")
+    return tmp_path / "images"
+
+
+def batches(images, **more):
+    data = load_data(DataConfig(), 0, CPU)
+    return TrainBatches(images or data.train, Normalize(data, CPU), batch_size=more.pop("batch_size", 32), **more)
+
+
+def test_digits_are_split_evenly_and_apart():
+    data = load_data(DataConfig(num_val=300), 0, CPU)
+    assert (len(data.train), len(data.val), len(data.test), len(data.full_train)) == (697, 300, 800, 997)
+    assert data.input_shape == (1, 8, 8)
+    parts = [set(part.index.tolist()) for part in (data.train, data.val, data.test)]
+    assert len(set.union(*parts)) == 1797
+    for part in (data.val, data.test):
+        counts = torch.bincount(part.labels[part.index])
+        assert counts.max() - counts.min() <= 1
+    other = load_data(DataConfig(num_val=300), 1, CPU)
+    assert not torch.equal(other.val.index, data.val.index)
+    assert torch.equal(other.test.index, data.test.index)
+
+
+def test_a_split_is_balanced_also_when_classes_are_not():
+    labels = torch.tensor([0] * 50 + [1] * 5 + [2] * 20)
+    first, second = balanced_split(labels, 12, np.random.default_rng(0))
+    assert torch.bincount(labels[second]).tolist() == [4, 4, 4]
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(75))
+    with pytest.raises(UserError, match=r"lower data\.num_val"):
+        balanced_split(labels, 75, np.random.default_rng(0))
+
+
+def test_an_epoch_shows_every_image_once():
+    images = ImageSet(torch.arange(64, dtype=torch.uint8).view(64, 1, 1, 1), torch.arange(64))
+    source = batches(images, batch_size=16)
+    for epoch in range(2):
+        seen = torch.cat([source.batch(epoch * 4 + number)[1] for number in range(4)])
+        assert sorted(seen.tolist()) == list(range(64))
+    assert not torch.equal(source.batch(0)[1], source.batch(4)[1])
+
+
+def test_a_batch_follows_from_seed_and_step_alone():
+    one, other = (batches(None, pad=2, flip=True, seed=3) for _ in range(2))
+    other.batch(40)
+    for step in (5, 0, 21):
+        assert all(torch.equal(a, b) for a, b in zip(one.batch(step), other.batch(step), strict=True))
+
+
+def test_processes_share_a_batch_without_overlap():
+    whole = batches(None, pad=1, seed=3)
+    parts = [batches(None, pad=1, seed=3, rank=rank, world_size=2) for rank in range(2)]
+    for step in (0, 7):
+        images, labels = whole.batch(step)
+        shared = [part.batch(step) for part in parts]
+        assert torch.equal(torch.cat([s[0] for s in shared]), images)
+        assert torch.equal(torch.cat([s[1] for s in shared]), labels)
+
+
+def test_crops_and_flips_are_crops_and_flips():
+    image = torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5)
+    images = ImageSet(image.repeat(200, 1, 1, 1), torch.zeros(200, dtype=torch.int64))
+    source = batches(images, batch_size=200, pad=1, flip=True)
+    seen = source._augment(images.images, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(image, (1, 1, 1, 1))[0]
+    legal = {crop.flatten().numpy().tobytes() for y in range(3) for x in range(3) for crop in _both(padded[:, y : y + 5, x : x + 5])}
+    found = {one.contiguous().flatten().numpy().tobytes() for one in seen}
+    assert found == legal
+
+
+def _both(crop):
+    return crop.contiguous(), crop.flip(2).contiguous()
+
+
+def test_normalised_images_have_zero_mean_and_unit_variance():
+    data = load_data(DataConfig(num_val=0), 0, CPU)
+    images = torch.cat([images for images, _ in EvalBatches(data.full_train, Normalize(data, CPU), 100)])
+    assert images.mean().abs() < 1e-3
+    assert images.std() == pytest.approx(1, abs=1e-3)
+
+
+def test_evaluation_images_are_fixed_and_may_be_fewer():
+    data = load_data(DataConfig(), 0, CPU)
+    fewer = EvalBatches(data.val, Normalize(data, CPU), 64, 100)
+    sizes = [len(labels) for _, labels in fewer]
+    assert sizes == [64, 36]
+    assert len(fewer) == 100
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(fewer, fewer, strict=True))
+
+
+def test_a_folder_is_decoded_once(image_folder, monkeypatch):
+    config = DataConfig(source="imagefolder", root=image_folder)
+    first = load_source(config)
+    monkeypatch.setattr("bcnet.data.sources._decode_all", None)
+    second = load_source(config)
+    assert first.classes == ("cat", "dog")
+    assert torch.equal(first.train.images, second.train.images)
+    expected = np.asarray(Image.open(image_folder / "train" / "dog" / "000.png"))
+    assert np.array_equal(first.train.images[12].permute(1, 2, 0).numpy(), expected)
+    assert first.train.labels.tolist() == [0] * 12 + [1] * 12
+
+
+def test_a_changed_folder_is_decoded_again(image_folder):
+    config = DataConfig(source="imagefolder", root=image_folder)
+    before = load_source(config)
+    Image.fromarray(np.zeros((10, 12, 3), dtype=np.uint8)).save(image_folder / "train" / "cat" / "new.png")
+    assert len(load_source(config).train) == len(before.train) + 1
+
+
+def test_images_too_large_for_the_device_stay_in_the_file(image_folder):
+    config = DataConfig(source="imagefolder", root=image_folder, num_val=4, image_size=8)
+    resident = load_data(config, 0, CPU)
+    mapped = load_data(config.model_copy(update={"resident_gib": 0.0}), 0, CPU)
+    normalize = Normalize(resident, CPU)
+    for step in range(3):
+        pair = [TrainBatches(d.train, normalize, batch_size=4, pad=1, flip=True).batch(step) for d in (resident, mapped)]
+        assert torch.equal(pair[0][0], pair[1][0])
+    assert resident.input_shape == (3, 8, 8)
+
+
+def damage(folder):
+    (folder / "train" / "cat" / "003.png").write_bytes(b"not an image")
+
+
+def odd_size(folder):
+    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(folder / "train" / "dog" / "009.png")
+
+
+def no_classes(folder):
+    import shutil
+
+    for name in ("cat", "dog"):
+        shutil.rmtree(folder / "train" / name)
+
+
+def other_classes(folder):
+    (folder / "test" / "cat").rename(folder / "test" / "cow")
+
+
+def empty_class(folder):
+    (folder / "train" / "ape").mkdir()
+    (folder / "test" / "ape").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (damage, r"003\.png: cannot be decoded"),
+        (odd_size, r"009\.png: images differ in size \(12x10 and 4x4\); set data\.image_size"),
+        (no_classes, "no class folders"),
+        (other_classes, "differ: cat, cow"),
+        (empty_class, "ape: no images"),
+    ],
+)
+def test_folders_that_are_wrong_are_refused(image_folder, spoil, message):
+    spoil(image_folder)
+    with pytest.raises(UserError, match=message):
+        load_source(DataConfig(source="imagefolder", root=image_folder))
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "cifar10", "cifar100"])
+def test_a_path_that_does_not_exist_is_refused(tmp_path, source):
+    with pytest.raises(UserError, match="gone"):
+        load_source(DataConfig(source=source, root=tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"wants data\.root"):
+        load_source(DataConfig(source=source))
+
+
+def test_cifar_is_read_as_torchvision_stores_it(tmp_path):
+    import hashlib
+    import pickle
+
+    from torchvision import datasets
+
+    base = tmp_path / datasets.CIFAR10.base_folder
+    base.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (20, 3072), dtype=np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        listed = []
+        for names in (datasets.CIFAR10.train_list, datasets.CIFAR10.test_list):
+            found = []
+            for name, _ in names:
+                content = pickle.dumps({"data": pixels, "labels": list(range(10)) * 2})
+                (base / name).write_bytes(content)
+                found.append([name, hashlib.md5(content).hexdigest()])
+            listed.append(found)
+        meta = pickle.dumps({"label_names": [f"class{n}" for n in range(10)]})
+        (base / "batches.meta").write_bytes(meta)
+        patch.setattr(datasets.CIFAR10, "train_list", listed[0])
+        patch.setattr(datasets.CIFAR10, "test_list", listed[1])
+        patch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": hashlib.md5(meta).hexdigest()})
+        source = load_source(DataConfig(source="cifar10", root=tmp_path))
+    assert (len(source.train), len(source.test)) == (100, 20)
+    assert np.array_equal(source.test.images[3].numpy(), pixels[3].reshape(3, 32, 32))

@@ -1,0 +1,63 @@
+from html.parser import HTMLParser
+
+import pytest
+
+from bcnet.report.page import Page, details, picture, table, text
+from bcnet.report.run_page import verdict, write_run_page
+
+
+class Outline(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources, self.headings = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.sources += [value for key, value in attrs if key in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+
+def read(path):
+    outline = Outline()
+    outline.feed(path.read_text())
+    assert not outline.open
+    return outline
+
+
+def test_a_page_is_well_formed_and_escapes_what_it_is_given(tmp_path):
+    page = Page("a <b>", "lead & more")
+    page.section("one", text("x < y"), table(("a",), [(1,), (0.5,), ("<i>",)]), details("t", "</pre>"), picture(tmp_path / "none.png", ""))
+    page.write(tmp_path / "page.html")
+    assert read(tmp_path / "page.html").headings == ["a <b>", "one"]
+
+
+def test_the_page_of_a_run_needs_nothing_from_outside(run):
+    before = read(write_run_page(run))
+    assert "Fairness" in before.headings
+    run.search("flops=0.5")
+    best = run.search("flops=0.5")["best"]["widths"]
+    run.retrain(run.space.decode(best), [0, 1])
+    after = read(write_run_page(run))
+    assert len(after.sources) == 5
+    assert all(source.startswith("data:image/png;base64,") for source in after.sources)
+    assert after.headings[1:4] == ["The width that was found", "Training", "Fairness"]
+
+
+@pytest.mark.parametrize(
+    ("found", "uniform", "words"),
+    [
+        ([95.0, 95.2, 95.1], [90.0, 90.1, 90.2], "the found width is better"),
+        ([90.0, 90.2, 90.1], [95.0, 95.1, 95.2], "the uniform width is better"),
+        ([90.0, 96.0, 93.0], [91.0, 95.0, 92.0], "within the noise"),
+        ([90.0], [91.0], "one seed cannot tell"),
+    ],
+)
+def test_the_verdict_says_what_the_numbers_say(found, uniform, words):
+    assert words in verdict({"found": {"acc": found}, "uniform": {"acc": uniform}})

@@ -1,0 +1,117 @@
+import copy
+import json
+
+import pytest
+import torch
+
+from bcnet.data.sources import ImageSet
+from bcnet.errors import UserError
+from bcnet.run import Run
+from bcnet.search.scorer import ScoreCache, evaluate
+from bcnet.supernet.calibrate import calibrate
+
+
+def test_a_score_is_the_mean_over_both_sides_of_extracted_networks(run):
+    widths = (3, 2, 4, 1, 2)
+    accuracies = []
+    for side in ("left", "right"):
+        network = run.scorer.supernet.extract(widths, side)
+        calibrate(network, run.calibration)
+        accuracies.append(evaluate(network, run.validation).cross_entropy)
+    assert run.scorer.score(widths) == pytest.approx(-sum(accuracies) / 2, abs=1e-6)
+
+
+def test_evaluation_is_the_plain_definition(run):
+    network = run.scorer.supernet.extract(run.space.full)
+    calibrate(network, run.calibration)
+    images = torch.cat([images for images, _ in run.validation])
+    labels = torch.cat([labels for _, labels in run.validation])
+    with torch.no_grad():
+        logits = network(images)
+    found = evaluate(network, run.validation)
+    assert found.accuracy == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    assert found.cross_entropy == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-6)
+
+
+def test_scoring_leaves_training_untouched(run):
+    trainer = run.trained
+    weights = copy.deepcopy({name: p for name, p in trainer.model.named_parameters()})
+    momentum = copy.deepcopy(trainer.optimizer.state_dict())
+    torch.manual_seed(3)
+    random_state = torch.get_rng_state()
+    run.scorer.score_many([(1, 2, 3, 4, 1), (4, 4, 4, 4, 4)])
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(p, weights[name]) for name, p in trainer.model.named_parameters())
+    torch.testing.assert_close(trainer.optimizer.state_dict(), momentum, rtol=0, atol=0)
+
+
+def test_training_goes_on_the_same_whether_scored_in_between_or_not(tmp_path, quick_config):
+    plain = Run.create(tmp_path / "plain", quick_config).train()
+    run = Run.create(tmp_path / "scored", quick_config)
+    run.trainer.run(until_step=11)
+    for widths in ((1, 1, 1, 1, 1), (2, 3, 4, 1, 2)):
+        run.scorer.score(widths)
+    run.trainer.model.train()
+    run.trainer.run()
+    for one, other in zip(plain.model.parameters(), run.trainer.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_scores_survive_and_a_half_written_line_is_dropped(run, monkeypatch):
+    wanted = [(1, 2, 3, 4, 1), (4, 4, 4, 4, 4), (2, 2, 2, 2, 2)]
+    scores = run.scorer.score_many(wanted)
+    path = run.scorer.cache.path
+    path.write_bytes(path.read_bytes()[:-20])
+    again = Run.open(run.folder)
+    computed = []
+    original = again.scorer._evaluate_sides
+    monkeypatch.setattr(again.scorer, "_evaluate_sides", lambda widths: computed.append(widths) or original(widths))
+    assert again.scorer.score_many(wanted) == scores
+    assert computed == [wanted[2]]
+    assert set(ScoreCache(path).found) == {"12341", "44444", "22222"}
+
+
+def test_other_settings_have_another_cache(run):
+    other = Run.open(run.folder, ["score.calibration_images=64"])
+    assert run.scorer.cache.path != other.scorer.cache.path
+    accuracy = Run.open(run.folder, ["score.metric=accuracy"])
+    assert run.scorer.cache.path == accuracy.scorer.cache.path  # both metrics come from one evaluation
+
+
+def test_a_search_is_resumed_from_the_cache(run):
+    first = run.search("flops=0.5")
+    again = Run.open(run.folder)
+    again.scorer._evaluate_sides = None  # everything is known: nothing may be computed
+    second = again.search("flops=0.5")
+    assert first["evaluated"] == second["evaluated"]
+    assert first["best"] == second["best"]
+    assert json.loads((run.folder / "search.json").read_text())["best"] == first["best"]
+
+
+def test_an_impossible_budget_is_refused_before_any_work(run):
+    run.scorer._evaluate_sides = None
+    with pytest.raises(UserError, match="cannot be met"):
+        run.search("flops=0.001")
+    assert not (run.folder / "search.json").exists()
+
+
+def test_test_images_are_never_looked_at_before_retraining(tmp_path, quick_config, monkeypatch):
+    seen = {"train": set(), "search": set()}
+    phase = "train"
+    original = ImageSet.get
+
+    def get(self, index):
+        seen[phase].update(self.index[index].tolist())
+        return original(self, index)
+
+    run = Run.create(tmp_path / "run", quick_config)
+    monkeypatch.setattr(ImageSet, "get", get)
+    run.train()
+    phase = "search"
+    run.search("flops=0.5")
+    test, val, train = (set(part.index.tolist()) for part in (run.data.test, run.data.val, run.data.train))
+    assert not test & (train | val)
+    assert not train & val
+    assert seen["train"] <= train
+    assert seen["search"] <= train | val
+    assert val <= seen["search"]

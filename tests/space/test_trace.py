@@ -1,0 +1,131 @@
+import pytest
+import torch
+from torch import nn
+
+from bcnet.errors import UserError
+from bcnet.models.digits import DigitsResNet
+from bcnet.models.factory import build_model
+from bcnet.space.trace import trace
+from bcnet.supernet.proof import prove
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.squeeze, self.excite = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1)
+        self.head = nn.Linear(16 * 16, 5)
+
+    def forward(self, x):
+        x = self.depthwise(self.stem(x).relu())
+        x = x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 4).flatten(1))
+
+
+class Concat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 12, 1)
+        self.norm = nn.BatchNorm2d(20)
+        self.last = nn.Conv2d(20, 7, 1)
+
+    def forward(self, x):
+        return self.last(self.norm(torch.cat([self.a(x), self.b(x)], 1))).mean((2, 3))
+
+
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        left, right = self.a(x).chunk(2, 1)
+        return self.last(self.b(left) + right).mean((2, 3))
+
+
+def test_residual_streams_are_one_group_in_order_of_use():
+    space = trace(DigitsResNet(), (1, 8, 8))
+    assert [group.channels for group in space.groups] == [8, 8, 16, 16, 16]
+    assert space.groups[0].layers == ("stem.0", "blocks.0.conv2.0")
+    assert dict(space.fixed) == {"classifier": "the outputs of the model"}
+
+
+def test_depthwise_squeeze_excite_and_flatten():
+    model = SqueezeExcite()
+    space = trace(model, (3, 8, 8))
+    assert [(g.name, g.channels) for g in space.groups] == [("stem", 16), ("squeeze", 8)]
+    assert set(space.groups[0].layers) == {"stem", "depthwise", "excite"}
+    head = next(layer for layer in space.layers if layer.name == "head")
+    assert [(s.group, s.repeat) for s in head.inputs] == [(0, 16)]
+    prove(model, space, (3, 8, 8))
+
+
+def test_concatenation_keeps_the_groups_apart():
+    model = Concat()
+    space = trace(model, (3, 8, 8))
+    norm = next(layer for layer in space.layers if layer.name == "norm")
+    assert [(s.group, s.channels) for s in norm.outputs] == [(0, 8), (1, 12)]
+    prove(model, space, (3, 8, 8))
+
+
+def test_channels_that_are_split_stay_whole():
+    model = Halves()
+    with pytest.raises(UserError, match="no group of channels that can be searched"):
+        trace(model, (3, 8, 8))
+
+
+def test_grouped_convolutions_set_the_unit():
+    space = trace(build_model("timm/resnext26ts", 10), (3, 64, 64))
+    grouped = [group for group in space.groups if group.unit > 1]
+    assert grouped
+    assert all(group.channels_at(k, 4) % group.unit == 0 for group in grouped for k in range(1, 5))
+
+
+def test_the_divisor_holds_where_it_divides():
+    space = trace(build_model("timm/resnet18", 10), (3, 64, 64), bins=10, divisor=8)
+    assert all(group.channels_at(k, 10) % 8 == 0 for group in space.groups for k in range(1, 11))
+
+
+SMALL_DENSENET = {"block_config": (2, 2, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("timm/resnet18", {}),
+        ("timm/resnext26ts", {}),
+        ("timm/mobilenetv2_050", {}),
+        ("timm/mobilenetv3_small_050", {}),
+        ("timm/regnety_002", {}),
+        ("timm/convnext_atto", {}),
+        ("timm/densenet121", SMALL_DENSENET),
+        ("torchvision/squeezenet1_1", {}),
+    ],
+)
+def test_sliced_equals_extracted(name, args):
+    model = build_model(name, 10, args=args)
+    space = trace(model, (3, 64, 64))
+    assert len(space.groups) >= 7
+    assert prove(model, space, (3, 64, 64), num_random=1) <= 1e-4
+
+
+def test_a_model_that_cannot_be_sliced_is_refused_naming_the_layer():
+    class FixedShape(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+            self.scale = torch.ones(1, 8, 1, 1)
+
+        def forward(self, x):
+            return self.last(self.stem(x) * self.scale).mean((2, 3))
+
+    model = FixedShape()
+    space = trace(model, (3, 8, 8))
+    with pytest.raises(UserError, match="stem"):
+        prove(model, space, (3, 8, 8))
+
+
+def test_an_input_the_model_cannot_take_is_refused():
+    with pytest.raises(UserError, match="cannot be run on one 3x8x8 image"):
+        trace(DigitsResNet(), (3, 8, 8))

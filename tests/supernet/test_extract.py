@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from bcnet.errors import UserError
+from bcnet.models.digits import DigitsResNet
+from bcnet.space.trace import trace
+from bcnet.supernet.extract import load_network, save_network
+from bcnet.supernet.supernet import Supernet
+
+DESCRIPTION = {"model": {"name": "digits/resnet", "num_classes": 10, "args": {}}}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    space = trace(DigitsResNet(), (1, 8, 8))
+    network = Supernet(DigitsResNet(), space).extract((1, 2, 3, 4, 2)).eval()
+    save_network(tmp_path / "network", network, DESCRIPTION)
+    return tmp_path / "network", network
+
+
+def test_a_saved_network_loads_without_the_supernet(saved):
+    folder, network = saved
+    images = torch.randn(3, 1, 8, 8)
+    for model in (None, DigitsResNet()):
+        loaded, description = load_network(folder, model)
+        torch.testing.assert_close(loaded(images), network(images))
+        assert loaded.blocks[0].conv1[0].out_channels == 4
+        assert description["model"] == DESCRIPTION["model"]
+
+
+def test_damaged_or_foreign_files_are_refused(saved):
+    folder, _ = saved
+    with pytest.raises(UserError, match="another model"):
+        load_network(folder, torch.nn.Linear(3, 3))
+    weights = folder / "network.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="missing or damaged"):
+        load_network(folder)
+    (folder / "network.json").write_text("{}")
+    with pytest.raises(UserError, match="not the description"):
+        load_network(folder)

@@ -1,0 +1,194 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bcnet.config import RecipeConfig, load_config
+from bcnet.errors import UserError
+from bcnet.files import write_atomic
+from bcnet.run import Run
+from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
+from bcnet.training.trainer import Interrupted, Trainer, cosine_with_warmup
+
+STRATEGIES = ("uniform", "autoslim", "bcnet", "bcnetv2")
+
+
+def state_of(trainer):
+    return {
+        "model": {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()},
+        "momentum": [trainer.optimizer.state[p]["momentum_buffer"].clone() for p in trainer.model.parameters()],
+        "ema": [] if trainer.ema is None else [p.clone() for p in trainer.ema.parameters()],
+        "records": trainer.records.to_list(),
+        "loss": trainer.history.loss,
+        "counts": trainer.counts.counts.tolist(),
+    }
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_same_seed_same_run_also_when_stopped_and_resumed(tmp_path, strategy):
+    config = load_config(f"digits/{strategy}", ["train.epochs=3", "train.ema_decay=0.9", "train.warmup_epochs=0.5", "train.clip_norm=1"])
+    whole = Run.create(tmp_path / "whole", config).train()
+    stopped = Run.create(tmp_path / "parts", config)
+    for until in (1, 7, 23):  # 30 steps in all
+        stopped.trainer.resume()
+        stopped.trainer.run(until_step=until)
+        stopped = Run.create(tmp_path / "parts", config, resume=True)
+    assert_same(state_of(whole), state_of(stopped.train()))
+    assert stopped.trained.step == whole.total_steps == 30
+
+
+def test_another_seed_is_another_run(tmp_path, quick_config):
+    one = Run.create(tmp_path / "one", quick_config).train()
+    other = Run.create(tmp_path / "other", quick_config.model_copy(update={"seed": 1})).train()
+    assert one.history.loss != other.history.loss
+
+
+def test_the_loss_falls(tmp_path):
+    trainer = Run.create(tmp_path / "run", load_config("digits/bcnetv2", ["train.epochs=20"])).train()
+    assert sum(trainer.history.loss[-20:]) < 0.6 * sum(trainer.history.loss[:20])
+
+
+def command(folder, *more):
+    return [sys.executable, "-m", "bcnet", "train", "digits/bcnetv2", "--out", str(folder), "train.epochs=15", *more]
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    killed = 0
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
+    for attempt in range(4):
+        process = subprocess.Popen(
+            command(tmp_path / "killed", "--resume", "checkpoint_seconds=0.05"),
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
+            time.sleep(0.01)
+        time.sleep(0.05 * attempt)
+        if process.poll() is None:
+            process.kill()
+            killed += 1
+        process.communicate()
+    assert killed >= 2
+    subprocess.run(command(tmp_path / "killed", "--resume", "checkpoint_seconds=0.05"), check=True, env=environment, capture_output=True)
+    whole, resumed = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
+    for part in ("model", "optimizer", "counts", "records"):
+        torch.testing.assert_close(whole[part], resumed[part], rtol=0, atol=0)
+    assert torch.equal(whole["history"]["loss"], resumed["history"]["loss"])
+    assert not list((tmp_path / "killed").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(tmp_path, quick_config, number):
+    run = Run.create(tmp_path / "run", quick_config)
+    original = run.trainer._train_step
+
+    def step_then_signal(replica):
+        original(replica)
+        if run.trainer.step == 4:
+            os.kill(os.getpid(), number)
+
+    run.trainer._train_step = step_then_signal
+    with pytest.raises(Interrupted, match="saved at step 5 of 30") as caught:
+        run.trainer.run()
+    assert caught.value.signal == number
+    assert load_checkpoint(run.checkpoint)["step"] == 5
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, quick_config):
+    run = Run.create(tmp_path / "run", quick_config)
+    run.trainer.run(until_step=10)
+    good = run.checkpoint.read_bytes()
+    with torch.no_grad():
+        next(run.trainer.model.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"loss is nan at step 10.*last good checkpoint"):
+        run.trainer.run()
+    assert run.checkpoint.read_bytes() == good
+
+
+def test_truncated_and_foreign_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 3})
+    assert load_checkpoint(path)["step"] == 3
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="truncated or not a checkpoint"):
+        load_checkpoint(path)
+    torch.save({"step": 3}, path)
+    with pytest.raises(UserError, match="not a checkpoint of bcnet"):
+        load_checkpoint(path)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path("evil-was-here").touch, ())
+
+
+def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": "bcnet-checkpoint-1", "model": Evil()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+    assert not Path("evil-was-here").exists()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def full_disk(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left on device"):
+        write_atomic(path, full_disk)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    factors = [cosine_with_warmup(step, 5, 100) for step in range(101)]
+    assert factors[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
+    assert all(a > b for a, b in pairwise(factors[5:]))
+    assert factors[100] == pytest.approx(0)
+
+
+def test_weight_decay_can_spare_norms_and_biases():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    batches = type("Batches", (), {"steps_per_epoch": 10})()
+    for everywhere, expected in ((True, {5e-4}), (False, {5e-4, 0.0})):
+        recipe = RecipeConfig(decay_norm_and_bias=everywhere)
+        groups = Trainer(model, batches, recipe, device=torch.device("cpu")).optimizer.param_groups
+        assert {group["weight_decay"] for group in groups} == expected
+        assert sum(len(group["params"]) for group in groups) == 4
+
+
+def test_two_processes_train_the_same_weights(tmp_path):
+    """torchrun on two CPU processes: the ranks stay equal, and a pair still trains every bin twice."""
+    script = Path(__file__).parents[2] / "tools" / "train_supernet.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    arguments = ["digits/bcnetv2", "--out", str(tmp_path / "run"), "train.epochs=4", "train.ema_decay=0.9"]
+    result = subprocess.run(launch + arguments, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("trained 40 steps") == 1
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert state["step"] == 40
+    assert (state["counts"] == 40).all()
+    alone = Run.create(tmp_path / "alone", load_config("digits/bcnetv2", ["train.epochs=4", "train.ema_decay=0.9"])).train()
+    # the same images and widths; only BN statistics are per process, so the course is close and not equal
+    difference = torch.tensor(alone.history.loss) - state["history"]["loss"]
+    assert difference.abs().mean() < 0.15

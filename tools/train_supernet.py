@@ -1,0 +1,8 @@
+"""``bcnet train`` as a script, for torchrun: torchrun --nproc-per-node 4 tools/train_supernet.py ARGUMENTS."""
+
+import sys
+
+from bcnet.cli import main
+
+if __name__ == "__main__":
+    main(["train", *sys.argv[1:]])
