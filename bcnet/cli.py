@@ -320,13 +320,13 @@ def rank(
 ) -> None:
     """Say how well scores rank networks, beside FLOPs, params, sum of widths and the noise ceiling."""
     from bcnet.benchmark.ground_truth import load_ground_truth
-    from bcnet.benchmark.ranking import DEFAULT_BUDGETS, rank
+    from bcnet.benchmark.ranking import rank
     from bcnet.benchmark.scores import load_scores
     from bcnet.files import write_json
 
     loaded = load_ground_truth(truth)
     found = load_scores(scores)
-    result = rank(found, loaded, budgets=budget or DEFAULT_BUDGETS)
+    result = rank(found, loaded, budgets=budget or ())
     folder = out or scores.parent
     write_json(folder / "ranking.json", result)
     from bcnet.report.ranking_page import write_ranking_page

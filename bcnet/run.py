@@ -60,6 +60,8 @@ class Run:
             UserError: the directory holds a run already and ``resume`` was not asked for, or its config is another.
         """
         run = cls(folder, config)
+        if rank() != 0:
+            return run
         written = folder / "config.yaml"
         if written.exists():
             if not resume:
@@ -67,12 +69,9 @@ class Run:
             _refuse_changes(folder, load_config(written), config)
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
-        run.device  # noqa: B018  a device that is not there is refused before anything is written
-        run.data  # noqa: B018  and so is a data set
-        run.space  # noqa: B018  and a model that cannot be sliced
-        if rank() == 0:
-            write_text(written, dump_config(config))
-            write_json(folder / "environment.json", environment(run.device))
+        run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
+        write_text(written, dump_config(config))
+        write_json(folder / "environment.json", environment(run.device))
         return run
 
     @classmethod

@@ -122,13 +122,13 @@ def regret(scores: Floats, truth: GroundTruth, budget: str) -> dict[str, Any]:
     }
 
 
-def rank(scores: dict[str, float], truth: GroundTruth, *, budgets: Sequence[str] = DEFAULT_BUDGETS, resamples: int = 200) -> dict[str, Any]:
+def rank(scores: dict[str, float], truth: GroundTruth, *, budgets: Sequence[str] = (), resamples: int = 200) -> dict[str, Any]:
     """Everything the scores can be held against: correlations, baselines, ceiling, top-k precision, regret.
 
     Args:
         scores: score of each width string, higher is better.
         truth: ground truth that holds all of them.
-        budgets: under which to compute the regret.
+        budgets: under which to compute the regret; by default those of 25, 50 and 75 % of the largest FLOPs that any keeps.
         resamples: bootstrap samples.
 
     Raises:
@@ -137,6 +137,8 @@ def rank(scores: dict[str, float], truth: GroundTruth, *, budgets: Sequence[str]
     if len(scores) < 3:
         raise UserError(f"{len(scores)} scored widths cannot be ranked: at least 3 are needed")
     part = truth.subset(truth.rows(list(scores), "scores"))
+    reachable = part.flops.min() / part.flops.max()
+    budgets = budgets or [budget for budget in DEFAULT_BUDGETS if float(budget.partition("=")[2]) >= reachable]
     predictors = {
         "score": np.array(list(scores.values()), dtype=np.float64),
         "flops": part.flops.astype(np.float64),

@@ -174,6 +174,9 @@ def _decode_all(files: list[Path], image_size: int | None, target: Path) -> None
     first = _decode(files[0], image_size)
     shape = (len(files), *first.shape)
     array: Any = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk is an error here; behind the memory map it would kill the process
+        with target.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, target.stat().st_size)
     for number, path in enumerate(track(files, f"decoding {files[0].parent.parent}", transient=True)):
         image = _decode(path, image_size)
         if image.shape != first.shape:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from bcnet.errors import UserError
@@ -30,7 +30,7 @@ def save_network(folder: Path, network: nn.Module, description: dict[str, Any]) 
         if isinstance(module, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm)
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomic(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary))
+    write_atomic(folder / WEIGHTS, lambda temporary: temporary.write_bytes(save(tensors)))
     write_json(folder / DESCRIPTION, {"format": FORMAT} | description | {"layers": sizes})
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read with ``weights_only``."""
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -19,7 +20,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written; an earlier checkpoint stays.
     """
-    write_atomic(path, lambda temporary: torch.save({"format": FORMAT} | state, temporary))
+    buffer = io.BytesIO()  # torch's own file writer hides a full disk behind errors of its own
+    torch.save({"format": FORMAT} | state, buffer)
+    write_atomic(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_top_k_and_regret_are_counted_by_hand():
 
 def test_the_baselines_stand_beside_the_score():
     rng = np.random.default_rng(0)
-    truth = truth_of(rng.normal(80, 5, (100, 3)))
+    truth = truth_of(rng.normal(80, 5, (100, 3)), flops=np.arange(100) * 10 + 10)
     scores = dict(zip(truth.names, truth.mean, strict=True))
     found = rank(scores, truth, resamples=10)
     assert found["predictors"]["score"]["kendall"]["value"] == pytest.approx(1)

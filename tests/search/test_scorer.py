@@ -35,7 +35,7 @@ def test_evaluation_is_the_plain_definition(run):
 
 def test_scoring_leaves_training_untouched(run):
     trainer = run.trained
-    weights = copy.deepcopy({name: p for name, p in trainer.model.named_parameters()})
+    weights = copy.deepcopy(dict(trainer.model.named_parameters()))
     momentum = copy.deepcopy(trainer.optimizer.state_dict())
     torch.manual_seed(3)
     random_state = torch.get_rng_state()

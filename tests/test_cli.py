@@ -1,0 +1,228 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bcnet.cli import main
+from bcnet.supernet.extract import load_network
+
+QUICK = ["train.epochs=2", "search.evaluations=15", "search.population=6", "retrain.epochs=1", "score.calibration_images=64"]
+
+
+@pytest.fixture
+def bcnet(capsys):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        out = capsys.readouterr()
+        return int(caught.value.code or 0), out.out, out.err
+
+    return call
+
+
+def refused(result, *words):
+    code, out, err = result
+    assert code == 2, (out, err)
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("bcnet: error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
+    folder = tmp_path / "run"
+    code, out, _ = bcnet("train", "digits/bcnetv2", "--out", folder, *QUICK)
+    assert code == 0
+    assert "exactly as often" in out
+    assert {"config.yaml", "environment.json", "checkpoint.pt", "index.html", "fairness.png"} <= {p.name for p in folder.iterdir()}
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["torch"]
+    assert environment["cpu"]
+
+    (tmp_path / "widths.txt").write_text("44444\n\n# a comment\n12341\n22222\n33333\n")
+    assert bcnet("score", folder, "--widths", tmp_path / "widths.txt", "--out", tmp_path / "scores.json")[0] == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert list(scores["scores"]) == ["44444", "12341", "22222", "33333"]
+    assert scores["meta"]["config"]["train"]["strategy"] == "bcnetv2"
+
+    code, out, _ = bcnet("search", folder, "--budget", "flops=0.5", "--init", "random")
+    assert code == 0
+    found = json.loads((folder / "search.json").read_text())
+    limit = found["settings"]["budget_limit"]
+    assert all(row["flops"] <= limit for row in found["evaluated"])
+    assert found["settings"]["init"] == "random"
+    assert found["best"]["widths"] in out
+    best = found["best"]["widths"]
+
+    assert bcnet("extract", folder, "--widths", best, "--out", tmp_path / "network")[0] == 0
+    network, description = load_network(tmp_path / "network")
+    assert sum(p.numel() for p in network.parameters()) == description["params"] == found["best"]["params"]
+
+    code, out, _ = bcnet("retrain", folder, "--widths", best, "--seeds", "0,1")
+    assert code == 0
+    assert "Found minus uniform" in out
+    assert len(json.loads((folder / "retrain" / f"{best}.json").read_text())["uniform"]["acc"]) == 2
+
+    truth = {name: {"acc": [90.0 + n, 90.5 + n], "params": 10 + n, "flops": 100 * (n + 1)} for n, name in enumerate(scores["scores"])}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    code, out, _ = bcnet("rank", tmp_path / "scores.json", "--truth", tmp_path / "truth.json", "--out", tmp_path / "ranked")
+    assert code == 0
+    assert {"ranking.json", "ranking.png", "ranking.html"} == {p.name for p in (tmp_path / "ranked").iterdir()}
+    assert "noise ceiling" in out
+
+    code, _, _ = bcnet("search", folder, "search.objective=score_and_cost", "--algorithm", "evolution")
+    assert code == 0
+    assert len(json.loads((folder / "search.json").read_text())["front"]) >= 1
+
+
+def test_quickstart_does_it_all(bcnet, tmp_path):
+    code, out, _ = bcnet("quickstart", "--out", tmp_path / "q", *QUICK)
+    assert code == 0
+    assert re.search(r"found .* over 3 seeds", out)
+    assert (tmp_path / "q" / "index.html").stat().st_size > 100_000
+
+
+def test_costs_and_groups_are_printed(bcnet):
+    code, out, _ = bcnet("cost", "channel_bench/mobilenet", "--widths", "4432214", "--json")
+    assert code == 0
+    assert json.loads(out) == {"4432214": {"flops": 122923008, "params": 716234}}
+    code, out, _ = bcnet("space", "channel_bench/mobilenet")
+    assert code == 0
+    assert "7 groups" in out
+    assert "blocks.3.expand.0" in out
+    code, out, _ = bcnet("cost", "digits/resnet", "--widths", "all", "--json")
+    assert len(json.loads(out)) == 1024
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "digits/nothing"], ["'digits/nothing'", "digits/bcnetv2"]),
+        (["train", "digits/bcnetv2", "train.epoch=3"], ["train.epoch", "did you mean 'train.epochs'"]),
+        (["train", "digits/bcnetv2", "train.lr=fast"], ["train.lr", "'fast'"]),
+        (["train", "digits/bcnetv2", "device=cuda"], ["device='cuda'", "no CUDA GPU"]),
+        (["train", "digits/bcnetv2", "device=abacus"], ["device='abacus'"]),
+        (["train", "digits/bcnetv2", "train.batch_size=5000"], ["batch_size=5000", "697"]),
+        (["train", "digits/bcnetv2", "data.num_val=5000"], ["5000", "997"]),
+        (["train", "channel_bench/mobilenet_bcnetv2", "data.root=nowhere"], ["nowhere", "data.download=true"]),
+        (["train", "digits/bcnetv2", "model.name=resnet"], ["unknown model 'resnet'", "timm/NAME"]),
+        (["train", "digits/bcnetv2", "model.name=channel_bench/mobilenet"], ["cannot be run on one 1x8x8 image"]),
+        (["space", "timm/resnet1"], ["no model 'resnet1'", "resnet18"]),
+        (["space", "torchvision/resnet1"], ["no model 'resnet1'"]),
+        (["space", "no.such.module:factory"], ["no.such.module"]),
+        (["space", "digits/resnet", "--input", "8x8"], ["--input '8x8'", "3x32x32"]),
+        (["space", "digits/resnet", "--min-bins", "5"], ["min_bins is 5"]),
+        (["cost", "digits/resnet", "--widths", "4444"], ["'4444' have 4 indices", "5 indices 1..4"]),
+        (["cost", "digits/resnet", "--widths", "44445"], ["'5' at place 5"]),
+        (["cost", "digits/resnet", "--widths", "gone.txt"], ["gone.txt: no such file"]),
+        (["cost", "timm/resnet18", "--widths", "all", "--input", "3x64x64"], ["1,000,000"]),
+        (["score", "nowhere", "--widths", "44444"], ["nowhere: not a run directory"]),
+        (["rank", "gone.json", "--truth", "gone.json"], ["gone.json: no such file"]),
+    ],
+)
+def test_mistakes_get_one_line(bcnet, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    refused(bcnet(*arguments), *words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["score", "RUN", "--widths", "9"], ["'9'"]),
+        (["search", "RUN", "--budget", "flops=0.001"], ["cannot be met", "reach from"]),
+        (["search", "RUN", "--budget", "latency=3"], ["COST=VALUE"]),
+        (["search", "RUN", "--algorithm", "magic"], ["search.algorithm", "'magic'"]),
+        (["search", "RUN", "train.lr=3"], ["trained with another train.lr"]),
+        (["retrain", "RUN", "--widths", "44444", "--seeds", "1,1"], ["--seeds"]),
+        (["train", "digits/bcnetv2", "--out", "RUN"], ["already holds a run", "--resume"]),
+        (["train", "digits/uniform", "--out", "RUN", "--resume"], ["trained with another", "train.strategy"]),
+    ],
+)
+def test_mistakes_on_a_run_get_one_line_and_change_nothing(bcnet, run, arguments, words):
+    def snapshot():
+        return {p.name: p.read_bytes() for p in run.folder.iterdir() if p.is_file()}
+
+    before = snapshot()
+    refused(bcnet(*[str(run.folder) if a == "RUN" else a for a in arguments]), *words)
+    assert snapshot() == before
+
+
+def test_damaged_runs_are_refused(bcnet, run, trained_folder, tmp_path):
+    checkpoint = run.folder / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    refused(bcnet("score", run.folder, "--widths", "44444"), "truncated or not a checkpoint")
+    assert bcnet("train", run.folder / "config.yaml", "--out", run.folder, "--resume")[0] == 2
+    checkpoint.unlink()
+    refused(bcnet("score", run.folder, "--widths", "44444"), "no such checkpoint")
+    other = tmp_path / "other"
+    assert bcnet("train", "digits/uniform", "--out", other, *QUICK)[0] == 0
+    shutil.copy(other / "checkpoint.pt", checkpoint)
+    refused(bcnet("score", run.folder, "--widths", "44444"), "another config")
+    (run.folder / "config.yaml").write_text("seed: [")
+    refused(bcnet("score", run.folder, "--widths", "44444"), "not a YAML file")
+
+
+def test_a_truth_of_another_space_is_refused(bcnet, tmp_path):
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": {"11111": 1.0, "22222": 2.0, "33333": 3.0}}))
+    truth = {"1111": {"acc": [90.0], "params": 1, "flops": 1}}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    refused(bcnet("rank", tmp_path / "scores.json", "--truth", tmp_path / "truth.json"), "3 of 3 widths", "'11111'", "'1111'")
+
+
+def test_a_full_disk_loses_nothing(run):
+    """A limit on the file size stands in for the full disk: writing fails with a signal or EFBIG, as ENOSPC would."""
+    before = (run.folder / "checkpoint.pt").read_bytes()
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        "from bcnet.cli import main; main(sys.argv[1:])"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "train",
+        str(run.folder / "config.yaml"),
+        "--out",
+        str(run.folder.parent / "new"),
+        "train.epochs=1",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 2, result.stderr
+    assert "cannot be written" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (run.folder.parent / "new" / "checkpoint.pt").exists()
+    assert not list((run.folder.parent / "new").glob(".*.tmp"))
+    assert (run.folder / "checkpoint.pt").read_bytes() == before
+
+
+def test_it_runs_as_a_module_and_help_is_quick():
+    result = subprocess.run([sys.executable, "-X", "importtime", "-m", "bcnet", "--help"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
+    assert "quickstart" in result.stdout
+    assert "torch" not in {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+
+
+def test_two_processes_share_the_scoring_and_find_the_same(run, tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for folder in (alone, shared):
+        shutil.copytree(run.folder, folder)
+    script = Path(__file__).parent.parent / "tools" / "search.py"
+    arguments = ["--budget", "flops=0.5"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(shared)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(launch + arguments, capture_output=True, text=True, timeout=200, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("best of") == 1
+    subprocess.run([sys.executable, "-m", "bcnet", "search", str(alone), *arguments], check=True, capture_output=True, env=environment)
+    found = [json.loads((folder / "search.json").read_text()) for folder in (alone, shared)]
+    assert [row["widths"] for row in found[0]["evaluated"]] == [row["widths"] for row in found[1]["evaluated"]]
+    assert [row["score"] for row in found[0]["evaluated"]] == pytest.approx([row["score"] for row in found[1]["evaluated"]], abs=1e-6)
