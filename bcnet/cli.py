@@ -409,6 +409,70 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
+truth_app = typer.Typer(help="Ground truth: networks trained one by one.", no_args_is_help=True)
+app.add_typer(truth_app, name="truth")
+
+
+@truth_app.command("build")
+def truth_build(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config such as digits/truth.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The JSON file to write.")],
+    overrides: Overrides = None,
+    widths: Annotated[str, typer.Option(metavar="all|N|W", help="All, N random ones, a width string, or a file of them.")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Networks per width.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Spread the workers over this Ray cluster.")] = None,
+) -> None:
+    """Train every width from scratch and write a ground-truth file in the format of Channel-Bench-Macro."""
+    from bcnet.benchmark.build import build_truth
+    from bcnet.config import load_config
+    from bcnet.report.truth_page import describe_truth, truth_lines
+
+    settings = load_config(config, overrides or ())
+    with _runtime(settings.device) as say:
+        from bcnet.benchmark.ground_truth import load_ground_truth
+        from bcnet.run import Run
+
+        space = Run(out.parent, settings).space
+        say(f"{settings.model.name}: {space.summary()}; {seeds} seeds each on {workers} processes")
+        wanted = _random_widths(space, int(widths)) if widths.isdigit() and len(widths) != len(space.groups) else read_widths(widths, space)
+        build_truth(settings, out, wanted, seeds, workers=workers, ray_address=ray)
+        for line in truth_lines(describe_truth(load_ground_truth(out))):
+            say(line)
+
+
+def _random_widths(space: "Space", count: int) -> "list[Widths]":
+    """Different random width vectors, always the same ones."""
+    import numpy as np
+
+    if not 0 < count <= min(len(space), MOST_WIDTHS):
+        raise UserError(f"--widths {count}: the space has {len(space):,} width vectors")
+    rng = np.random.default_rng(0)
+    if 2 * count > len(space):
+        everything = list(space.enumerate())
+        return [everything[n] for n in sorted(rng.permutation(len(everything))[:count])]
+    found: dict[Widths, None] = {}
+    while len(found) < count:  # more than half of all draws are new
+        found[space.sample(rng)] = None
+    return sorted(found)
+
+
+@truth_app.command("show")
+def truth_show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A ground-truth file.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write truth.html.  [default: beside FILE]")] = None,
+) -> None:
+    """Ranges, noise ceiling and the best under budgets of a ground-truth file, drawn."""
+    from bcnet.benchmark.ground_truth import load_ground_truth
+    from bcnet.report.truth_page import describe_truth, truth_lines, write_truth_page
+
+    truth = load_ground_truth(file)
+    summary = describe_truth(truth)
+    for line in truth_lines(summary):
+        console.print(line)
+    console.print(f"page: {write_truth_page(out or file.parent, truth, summary, file.name)}")
+
+
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write everything.")] = Path("quickstart"),

@@ -41,6 +41,10 @@ class ProgressBar:
         if self._bar:
             self._bar.stop()
 
+    def rate(self) -> float:
+        """Steps per second since the start of this process's work."""
+        return (self.done - self._first) / max(1e-9, time.monotonic() - self._start)
+
     def update(self, done: int, note: str = "") -> None:
         """Say that ``done`` steps are done in all; ``note`` is shown beside the rate."""
         self.done, self._fields = done, note or self._fields

@@ -20,6 +20,7 @@ from torch import nn
 
 from bcnet.config import Config, differing_keys, dump_config, load_config
 from bcnet.data.batches import Data, EvalBatches, Normalize, TrainBatches, load_data
+from bcnet.data.sources import ImageSet
 from bcnet.errors import UserError
 from bcnet.files import read_json, write_json, write_text
 from bcnet.models.factory import build_model
@@ -151,7 +152,7 @@ class Run:
         """The trainer of the supernet, before or after resuming."""
         config = self.config
         supernet = Supernet(self.model, self.space, wide=self.strategy.wide, seed=derive_seed(config.seed, STREAM_MODEL, 1))
-        batches = self._train_batches(self.data.train, config.train.batch_size, config.seed)
+        batches = self.train_batches(self.data.train, config.train.batch_size, config.seed)
         return Trainer(
             supernet,
             batches,
@@ -167,7 +168,8 @@ class Run:
             label=f"supernet {self.strategy.name}",
         )
 
-    def _train_batches(self, images: Any, batch_size: int, seed: int) -> TrainBatches:
+    def train_batches(self, images: ImageSet, batch_size: int, seed: int) -> TrainBatches:
+        """Augmented batches of the images; each process of a group gets its part."""
         data = self.config.data
         return TrainBatches(
             images,
@@ -398,7 +400,7 @@ class Run:
         model = narrow(self.build_model(derive_seed(seed, STREAM_MODEL)), self.space, channels)
         trainer = Trainer(
             model,
-            self._train_batches(self.data.full_train, recipe.batch_size, seed),
+            self.train_batches(self.data.full_train, recipe.batch_size, seed),
             recipe,
             device=self.device,
             bf16=self.bf16,

@@ -27,6 +27,16 @@ def derive_seed(seed: int, stream: int, index: int = 0) -> int:
     return int(state) >> 1
 
 
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the global generators that dropout layers draw from.
+
+    Not ``torch.manual_seed``: in a process that never used CUDA that queues a stack trace per call.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
 def resolve_device(name: str) -> torch.device:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; under torchrun ``cuda`` means the GPU of the local rank.
 

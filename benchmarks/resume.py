@@ -2,7 +2,8 @@
 
     python benchmarks/resume.py [--kills 20] [--seed 0] [--out FOLDER]
 
-Every life of the run is killed after a random time; lives that finish are not counted. Prints one JSON record.
+The kills are spread over the run at random steps, each a random time after the step's checkpoint appeared, so that they
+fall into steps, into checkpoints being written and into starts. Prints one JSON record.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import torch
 from bcnet.runtime import environment
 from bcnet.training.checkpoint import load_checkpoint
 
-SETTINGS = ["digits/bcnetv2", "train.epochs=120", "train.ema_decay=0.99", "checkpoint_seconds=0.3"]
+SETTINGS = ["digits/bcnetv2", "train.epochs=200", "train.ema_decay=0.99", "checkpoint_seconds=0.2"]
 
 
 def main() -> None:
@@ -35,20 +36,21 @@ def main() -> None:
     subprocess.run([*command, "--out", str(folder / "whole")], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seconds = time.monotonic() - start
     rng = random.Random(options.seed)
+    checkpoint = folder / "killed" / "checkpoint.pt"
+    total = load_checkpoint(folder / "whole" / "checkpoint.pt")["step"]
     steps: list[int] = []
-    while len(steps) < options.kills:
+    for target in sorted(rng.randrange(int(0.9 * total)) for _ in range(options.kills)):
         life = subprocess.Popen(
             [*command, "--out", str(folder / "killed"), "--resume"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        try:
-            life.wait(rng.uniform(0.0, 0.5 * seconds))
-            print(f"a life ended by itself with code {life.returncode} after {len(steps)} kills", file=sys.stderr)
-            break
-        except subprocess.TimeoutExpired:
-            life.kill()
-            life.wait()
-        checkpoint = folder / "killed" / "checkpoint.pt"
-        steps.append(load_checkpoint(checkpoint)["step"] if checkpoint.exists() else 0)
+        while life.poll() is None and _step(checkpoint) < target:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.5))
+        if life.poll() is not None:
+            sys.exit(f"a life ended by itself with code {life.returncode} after {len(steps)} kills")
+        life.kill()
+        life.wait()
+        steps.append(_step(checkpoint))
         print(f"kill {len(steps)}: the checkpoint stands at step {steps[-1]}", file=sys.stderr)
     subprocess.run(
         [*command, "--out", str(folder / "killed"), "--resume"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -59,6 +61,10 @@ def main() -> None:
     }
     record = {"settings": SETTINGS, "seed": options.seed, "kills_at_checkpoint_step": steps, "total_steps": whole["step"], "equal": same}
     print(json.dumps(record | {"undisturbed_seconds": round(seconds, 1), "environment": environment()}, indent=1))
+
+
+def _step(checkpoint: Path) -> int:
+    return int(load_checkpoint(checkpoint)["step"]) if checkpoint.exists() else 0
 
 
 def _same(one: object, other: object) -> bool:

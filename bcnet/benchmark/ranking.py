@@ -1,6 +1,7 @@
 """How well scores rank networks: correlations with ground truth, beside what counting FLOPs would give."""
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def correlate(scores: Floats, truth: Floats, *, resamples: int = 200, seed: int 
     return result
 
 
-def noise_ceiling(acc: Floats) -> float | None:
+def noise_ceiling(acc: Floats, seeds: int | None = None) -> float | None:
     """Kendall tau that a perfect predictor would reach against the mean of the seeds.
 
     The mean tau between two single seeds gives, through Greiner's relation ``rho = sin(pi tau / 2)``, the reliability of
@@ -66,14 +67,16 @@ def noise_ceiling(acc: Floats) -> float | None:
 
     Args:
         acc: accuracies ``(N, S)``.
+        seeds: how many seeds the mean is over; by default all ``S``.
 
     Returns:
         The ceiling, or ``None`` with fewer than two seeds.
     """
-    seeds = acc.shape[1]
-    if seeds < 2:
+    measured = acc.shape[1]
+    if measured < 2:
         return None
-    pairs = [(a, b) for a in range(seeds) for b in range(a + 1, seeds)][:30]
+    seeds = seeds or measured
+    pairs = list(combinations(range(measured), 2))
     one = float(np.sin(np.pi / 2 * np.mean([_kendall(acc[:, a], acc[:, b]) for a, b in pairs])))
     one = max(one, 0.0)
     reliability = seeds * one / (1 + (seeds - 1) * one)

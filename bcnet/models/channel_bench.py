@@ -77,12 +77,11 @@ class MobileNet(nn.Module):
             InvertedResidual(stream2, hidden4, stream2, 1, shortcut=True),
         )
         self.last = conv_bn(stream2, last, 1)
-        self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(last, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, 3, H, W)`` to logits ``(N, num_classes)``."""
-        logits: Tensor = self.classifier(self.pool(self.last(self.blocks(self.stem(x)))).flatten(1))
+        logits: Tensor = self.classifier(self.last(self.blocks(self.stem(x))).mean((2, 3)))
         return logits
 
 
@@ -105,10 +104,9 @@ class ResNet(nn.Module):
             BasicBlock(stream2, hidden4, stream2, 1),
             BasicBlock(stream2, hidden5, stream2, 1),
         )
-        self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(stream2, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, 3, H, W)`` to logits ``(N, num_classes)``."""
-        logits: Tensor = self.classifier(self.pool(self.blocks(self.stem(x))).flatten(1))
+        logits: Tensor = self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
         return logits

@@ -132,6 +132,24 @@ def draw_ranking(path: Path, scores: npt.NDArray[np.float64], truth: Any, rankin
     _save(figure, path)
 
 
+def draw_truth(
+    path: Path, accuracy: npt.NDArray[np.float64], flops: npt.NDArray[np.int64], params: npt.NDArray[np.int64], ceiling: Sequence[float]
+) -> None:
+    """Histograms of accuracy, FLOPs and params, accuracy against FLOPs, noise ceiling against the number of seeds."""
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6))
+    costs = [(name, values / _unit(values.max())[0], _unit(values.max())[1]) for name, values in (("FLOPs", flops), ("params", params))]
+    panels = [("accuracy [%]", accuracy), *((f"{name} [{unit}]", values) for name, values, unit in costs)]
+    for axis, (label, values) in zip(axes[0], panels, strict=True):
+        axis.hist(values, bins=50, color=BLUE)
+        axis.set(xlabel=label, ylabel="networks")
+    for axis, (label, values) in zip(axes[1], panels[1:], strict=False):
+        axis.scatter(values, accuracy, s=4, alpha=0.5, color=BLUE)
+        axis.set(xlabel=label, ylabel="accuracy [%]")
+    axes[1][2].plot(range(1, len(ceiling) + 1), ceiling, "o-", color=ORANGE)
+    axes[1][2].set(xlabel="seeds", ylabel="Kendall tau-b", title="Noise ceiling")
+    _save(figure, path)
+
+
 def _tau_bars(axes: Axes, ranking: dict[str, Any]) -> None:
     names = {"score": "this score", "flops": "FLOPs", "params": "params", "sum_of_widths": "sum of widths"}
     for row, key in enumerate(names):

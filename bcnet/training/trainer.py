@@ -21,7 +21,7 @@ from bcnet.config import RecipeConfig
 from bcnet.data.batches import TrainBatches
 from bcnet.errors import UserError
 from bcnet.progress import ProgressBar
-from bcnet.runtime import STREAM_STEP, autocast, derive_seed, rank, world_size
+from bcnet.runtime import STREAM_STEP, autocast, derive_seed, rank, seed_dropout, world_size
 from bcnet.supernet.supernet import Supernet
 from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
 from bcnet.training.records import LossRecords
@@ -140,7 +140,7 @@ class Trainer:
     def _train_step(self, replica: DistributedDataParallel | None) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * cosine_with_warmup(self.step, self.warmup_steps, self.total_steps)
-        torch.manual_seed(derive_seed(self.seed, STREAM_STEP, self.step * world_size() + rank()))  # for dropout
+        seed_dropout(derive_seed(self.seed, STREAM_STEP, self.step * world_size() + rank()), self.device)
         images, labels = self.batches.batch(self.step)
         passes = self.passes(self.step)
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,189 @@
+"""Build ground truth: networks of a width space trained from scratch, one by one, on as many processes as there are.
+
+Finished widths go to a journal beside the file (``FILE.partial``), so a build that was killed goes on where it stopped;
+the file itself appears when the last one is done.
+"""
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from bcnet.benchmark.stack import NetworkStack, StackedBatches, accuracies
+from bcnet.config import Config
+from bcnet.data.batches import EvalBatches
+from bcnet.errors import UserError
+from bcnet.files import write_json
+from bcnet.progress import ProgressBar
+from bcnet.run import Run
+from bcnet.runtime import STREAM_MODEL, derive_seed, environment
+from bcnet.space.widths import Widths
+from bcnet.supernet.supernet import narrow
+from bcnet.training.trainer import Trainer
+
+
+def build_truth(
+    config: Config, out: Path, widths: Sequence[Widths], num_seeds: int, *, workers: int = 1, ray_address: str | None = None
+) -> dict[str, Any]:
+    """Train every width with every seed by the config's ``retrain`` recipe and write the truth file.
+
+    All training images are used; test images are looked at once, after the last epoch. The result does not depend on the
+    number of workers, nor on how often the build was killed.
+
+    Args:
+        config: data, model, space and recipe.
+        out: the file to write.
+        widths: what to train.
+        num_seeds: seeds ``0..num_seeds-1``.
+        workers: processes.
+        ray_address: spread the workers over a Ray cluster instead of this machine.
+
+    Raises:
+        UserError: the file is there already, or its journal belongs to another build.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already; choose another --out, or look at it with: bcnet truth show {out}")
+    run = Run(out.parent, config)
+    journal = Journal(out.with_name(out.name + ".partial"), _identity(config, num_seeds))
+    names = [run.space.encode(w) for w in widths]
+    missing = [name for name in names if name not in journal.found]
+    with ProgressBar(f"truth, {num_seeds} seeds each", len(names), len(names) - len(missing)) as bar, journal:
+        for number, (name, acc) in enumerate(_train_all(config, missing, num_seeds, workers, ray_address), start=1):
+            journal.add(name, acc)
+            rate = bar.rate() * num_seeds * 60
+            bar.update(len(names) - len(missing) + number, f"{rate:,.0f} networks/min")
+    truth = {"meta": _meta(config, run, num_seeds)} | {name: _entry(run, name, journal.found[name]) for name in names}
+    write_json(out, truth)
+    journal.path.unlink()
+    return truth
+
+
+def _identity(config: Config, num_seeds: int) -> str:
+    tree = config.model_dump(mode="json")
+    parts = {key: tree[key] for key in ("data", "model", "space", "retrain")} | {"num_seeds": num_seeds}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _meta(config: Config, run: Run, num_seeds: int) -> dict[str, Any]:
+    tree = config.model_dump(mode="json")
+    about = {key: tree[key] for key in ("data", "model", "space", "retrain")}
+    images = {"train": len(run.data.full_train), "test": len(run.data.test)}
+    seeds = list(range(num_seeds))
+    versions = environment()["versions"]
+    accuracy = "last epoch, test images, per cent"
+    return {"made_by": "bcnet truth build", "accuracy": accuracy, "images": images, "seeds": seeds, "config": about, "versions": versions}
+
+
+def _entry(run: Run, name: str, acc: list[float]) -> dict[str, Any]:
+    widths = run.space.decode(name)
+    spread = stdev(acc) if len(acc) > 1 else 0.0
+    costs = {cost: run.costs.one(widths, cost) for cost in ("params", "flops")}
+    return {"acc": acc, "mean": fmean(acc), "std": spread} | costs
+
+
+class Journal:
+    """Finished widths, one JSON line each, below a line that says which build they belong to.
+
+    A line that a kill left half written is cut off.
+
+    Args:
+        path: the file.
+        identity: of the build.
+
+    Raises:
+        UserError: the file belongs to another build.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path = path
+        self.found: dict[str, list[float]] = {}
+        head = json.dumps({"build": identity}).encode() + b"\n"
+        whole = path.read_bytes() if path.exists() else b""
+        whole = whole[: whole.rfind(b"\n") + 1]
+        if whole and not whole.startswith(head):
+            raise UserError(f"{path}: belongs to a build with another config or number of seeds; remove it or choose another --out")
+        for number, line in enumerate(whole.splitlines()[1:], start=2):
+            try:
+                entry = json.loads(line)
+                self.found[entry["widths"]] = [float(a) for a in entry["acc"]]
+            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path}, line {number}: damaged; remove the line, its width will be trained again") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.truncate(len(whole))
+            if not whole:
+                file.write(head)
+
+    def __enter__(self) -> "Journal":
+        self._file = self.path.open("ab")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, name: str, acc: list[float]) -> None:
+        """Keep the accuracies of one width."""
+        self._file.write(json.dumps({"widths": name, "acc": acc}).encode() + b"\n")
+        self._file.flush()
+        self.found[name] = acc
+
+
+# The workers ----------------------------------------------------------------------------------------------------------
+
+
+def _train_all(
+    config: Config, names: Sequence[str], num_seeds: int, workers: int, ray_address: str | None
+) -> Iterator[tuple[str, list[float]]]:
+    """Train the widths, in any order of completion; processes here and Ray workers elsewhere share one interface."""
+    if not names:
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    start = partial(_start_worker, config.model_dump_json(), num_seeds, threads)
+    if ray_address is not None:
+        try:
+            from ray.util.multiprocessing import Pool
+        except ImportError as error:
+            raise UserError("--ray wants the extra 'distributed': pip install 'bcnet[distributed]'") from error
+        pool: Any = Pool(workers, initializer=start, ray_address=ray_address)
+    else:
+        pool = torch.multiprocessing.get_context("spawn").Pool(workers, initializer=start)
+    with pool:
+        yield from pool.imap_unordered(_train_width, names, chunksize=1)
+
+
+_worker: dict[str, Any] = {}  # of a worker process: its run and number of seeds
+
+
+def _start_worker(config_json: str, num_seeds: int, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(threads)
+    run = Run(Path(), Config.model_validate_json(config_json))
+    _worker.update(run=run, num_seeds=num_seeds, test=EvalBatches(run.data.test, run.normalize, run.config.score.batch_size))
+
+
+def _train_width(name: str) -> tuple[str, list[float]]:
+    """Train one width with all seeds side by side; returns its name and accuracies in per cent."""
+    run: Run = _worker["run"]
+    seeds = range(_worker["num_seeds"])
+    channels = run.space.channels(run.space.decode(name))
+    recipe = run.config.retrain
+    # a limit on the gradient norm of a stack would couple its networks
+    seeds_at_once = [[*seeds]] if recipe.clip_norm is None else [[seed] for seed in seeds]
+    acc: list[float] = []
+    for group in seeds_at_once:
+        stack = NetworkStack([narrow(run.build_model(derive_seed(seed, STREAM_MODEL)), run.space, channels) for seed in group])
+        batches: Any = StackedBatches([run.train_batches(run.data.full_train, recipe.batch_size, seed) for seed in group])
+        trainer = Trainer(stack, batches, recipe, device=run.device, bf16=run.bf16, seed=group[0], passes=stack.passes)
+        trainer.run()
+        trained = trainer.trained
+        assert isinstance(trained, NetworkStack)
+        acc += [100 * value for value in accuracies(trained, _worker["test"])]
+    return name, [float(np.round(a, 6)) for a in acc]
