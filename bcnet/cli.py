@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=5.", show_default=False)
@@ -471,6 +471,38 @@ def truth_show(
     for line in truth_lines(summary):
         console.print(line)
     console.print(f"page: {write_truth_page(out or file.parent, truth, summary, file.name)}")
+
+
+@app.command()
+def compare(
+    configs: Annotated[list[str], typer.Argument(metavar="CONFIG...", help="Methods to compare; the first sets the number of passes.")],
+    truth: Annotated[Path, typer.Option(metavar="FILE", help="Ground truth of the space.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the runs, the table and the page go.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings per method.")] = 5,
+    override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting for all; may be repeated.")] = None,
+) -> None:
+    """Train several methods with equal passes over the images and say which ranks widths best."""
+    from bcnet.benchmark.compare import compare
+    from bcnet.benchmark.ground_truth import load_ground_truth
+    from bcnet.config import load_config
+    from bcnet.report.compare_page import HEADER, compare_rows, write_compare_page
+    from bcnet.run import Run
+
+    loaded = load_ground_truth(truth)
+    methods = {Path(name).stem: load_config(name, override or ()) for name in configs}
+    if len(methods) < len(configs):
+        raise UserError("compare: two configs have the same file name; rename one")
+    first = next(iter(methods.values()))
+    with _runtime(first.device) as say:
+        found = compare(methods, loaded, seeds, out, say)
+        table = Table(box=None, pad_edge=False)
+        for column in HEADER:
+            table.add_column(column, justify="left" if column == "predictor" else "right", no_wrap=column == "predictor")
+        for row in compare_rows(found):
+            table.add_row(*row)
+        say(table)
+        names = [group.name for group in Run(out, first).space.groups]
+        say(f"page: {write_compare_page(out, found, loaded, names, truth.name)}")
 
 
 @app.command()

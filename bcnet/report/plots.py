@@ -150,6 +150,48 @@ def draw_truth(
     _save(figure, path)
 
 
+def draw_comparison(path: Path, taus: dict[str, list[float]], baselines: dict[str, float], ceiling: float | None) -> None:
+    """Kendall tau of methods (bar: mean, dots: seeds) and of baselines, with the noise ceiling."""
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.42 * (len(taus) + len(baselines))))
+    for row, (name, values) in enumerate((taus | {name: [value] for name, value in baselines.items()}).items()):
+        mean = float(np.mean(values))
+        axes.barh(row, mean, color=BLUE if name in taus else GREY)
+        if name in taus:
+            axes.plot(values, [row] * len(values), "o", color=ORANGE, markersize=4)
+        axes.text(max(*values, 0) + 0.015, row, f"{mean:.3f}", va="center", fontsize=9)
+    if ceiling is not None:
+        axes.axvline(ceiling, color="black", linestyle="--", label=f"noise ceiling {ceiling:.3f}")
+        axes.legend(frameon=False, loc="lower right")
+    axes.set_yticks(range(len(taus) + len(baselines)), [*taus, *baselines])
+    axes.invert_yaxis()
+    axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.0)
+    axes.set(xlabel="Kendall tau-b against ground truth", title="Methods (dots: seeds) and baselines")
+    _save(figure, path)
+
+
+def draw_scatters(path: Path, scores: dict[str, npt.NDArray[np.float64]], accuracy: npt.NDArray[np.float64]) -> None:
+    """Score against true accuracy, one panel per method."""
+    figure, axes = plt.subplots(1, len(scores), figsize=(3.1 * len(scores), 3.2), sharey=True, squeeze=False)
+    for axis, (name, values) in zip(axes[0], scores.items(), strict=True):
+        axis.scatter(values, accuracy, s=max(3, min(20, 6000 / len(values))), alpha=0.5, color=BLUE)
+        axis.set(xlabel="score", title=name)
+    axes[0][0].set(ylabel="true accuracy [%]")
+    _save(figure, path)
+
+
+def draw_counts(path: Path, counts: dict[str, npt.NDArray[np.int64]], names: Sequence[str]) -> None:
+    """How often every bin was trained, relative to the mean of its group: a line per group, a panel per method."""
+    figure, axes = plt.subplots(1, len(counts), figsize=(3.1 * len(counts), 3), sharey=True, squeeze=False)
+    for axis, (name, table) in zip(axes[0], counts.items(), strict=True):
+        for row, label in zip(table / np.maximum(table.mean(1, keepdims=True), 1), names, strict=True):
+            axis.plot(np.arange(table.shape[1]) + 1, row, "o-", markersize=3, alpha=0.7, label=label)
+        axis.set(xlabel="bin, from the left", title=name, xticks=range(1, table.shape[1] + 1))
+    axes[0][0].set(ylabel="times trained / mean", ylim=(0, None))
+    if len(names) <= 8:
+        axes[0][0].legend(frameon=False, fontsize=7)
+    _save(figure, path)
+
+
 def _tau_bars(axes: Axes, ranking: dict[str, Any]) -> None:
     names = {"score": "this score", "flops": "FLOPs", "params": "params", "sum_of_widths": "sum of widths"}
     for row, key in enumerate(names):
