@@ -302,8 +302,9 @@ def search_widths(run: "Run", budget: str | None, say: Callable[..., None]) -> d
     best = found["best"]
     full = run.costs.range("flops")[1]
     share = f"{best['flops'] / full:.0%} of the full model"
+    metric = found["settings"]["metric"].replace("_", " ")
     costs = f"{human(best['flops'])} FLOPs ({share}), {human(best['params'])} params"
-    say(f"best of {len(found['evaluated'])} scored: {best['widths']}, score {best['score']:.4f}, {costs}")
+    say(f"best of {len(found['evaluated'])} scored: {best['widths']}, {metric} {best['score']:.4f}, {costs}")
     if found["settings"]["objective"] == "score_and_cost":
         say(f"Pareto front: {len(found['front'])} width vectors in {run.folder / 'search.json'}")
     return found

@@ -12,10 +12,10 @@ _LOG_SECONDS = 30.0
 
 
 class ProgressBar:
-    """Shows how far a loop is, what matters in it, and the time left; silent on ranks other than 0.
+    """Shows how far a loop is, what matters in it, and the time left; silent without a label, and on ranks other than 0.
 
     Args:
-        label: what is running.
+        label: what is running; empty: nothing is shown.
         total: steps in all.
         done: steps already done by an earlier process.
         unit: what a step is, for the rate.
@@ -27,7 +27,8 @@ class ProgressBar:
         self._shown = self._start
         self._fields = ""
         self._bar: Progress | None = None
-        if rank() == 0 and sys.stderr.isatty():
+        self._speaks = bool(label) and rank() == 0
+        if self._speaks and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
             self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), transient=True)
             self._task = self._bar.add_task(label, total=total, completed=done, note="")
@@ -51,7 +52,7 @@ class ProgressBar:
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=done, note=self._fields)
-        elif rank() == 0 and now - self._shown >= _LOG_SECONDS:
+        elif self._speaks and now - self._shown >= _LOG_SECONDS:
             self._shown = now
             seconds = (now - self._start) / max(1, done - self._first) * (self.total - done)
             text = f"{self.label}: {done}/{self.total} {self._fields}, {_duration(seconds)} left"

@@ -33,7 +33,6 @@ from bcnet.supernet.calibrate import calibrate
 from bcnet.supernet.extract import save_network
 from bcnet.supernet.proof import prove
 from bcnet.supernet.supernet import Supernet, narrow
-from bcnet.training.checkpoint import load_checkpoint
 from bcnet.training.records import LossRecords
 from bcnet.training.strategies import Strategy, make_strategy
 from bcnet.training.trainer import Trainer
@@ -210,8 +209,8 @@ class Run:
         Raises:
             UserError: no checkpoint, a damaged one, or one of another run.
         """
-        load_checkpoint(self.checkpoint)
-        self.trainer.resume()
+        if not self.trainer.resume():
+            raise UserError(f"{self.checkpoint}: no such checkpoint; train first (bcnet train CONFIG --out {self.folder})")
         return self.trainer
 
     # Scoring and search ---------------------------------------------------------------------------------------------

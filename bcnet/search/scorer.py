@@ -134,7 +134,7 @@ class Scorer:
         missing = [widths for widths, name in names.items() if name not in self.evaluations]
         mine = missing[rank() :: world_size()]
         found: dict[str, dict[str, Evaluation]] = {}
-        with ProgressBar(label or "scoring", len(mine)) if label else _Silent() as bar:
+        with ProgressBar(label, len(mine)) as bar:
             for number, widths in enumerate(mine, start=1):
                 found[names[widths]] = self._evaluate_sides(widths)
                 if world_size() == 1:
@@ -165,14 +165,3 @@ class Scorer:
         if self.metric == "accuracy":
             return fmean(side.accuracy for side in sides.values())
         return -fmean(side.cross_entropy for side in sides.values())
-
-
-class _Silent:
-    def __enter__(self) -> "_Silent":
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-    def update(self, done: int, note: str = "") -> None:
-        pass

@@ -32,7 +32,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         UserError: missing, truncated, or not a checkpoint of bcnet.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; train first (bcnet train CONFIG --out {path.parent})")
+        raise UserError(f"{path}: no such checkpoint")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:

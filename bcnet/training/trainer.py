@@ -117,7 +117,7 @@ class Trainer:
         replica = DistributedDataParallel(self.model, broadcast_buffers=False) if world_size() > 1 else None
         done_before, seconds_before = self.step, self.history.seconds
         started = saved = time.monotonic()
-        with self._catch_signals(), _progress(self.label, self.total_steps, self.step) as bar, _own_random_state(self.device):
+        with self._catch_signals(), ProgressBar(self.label, self.total_steps, self.step) as bar, _own_random_state(self.device):
             while self.step < last:
                 self._train_step(replica)
                 self.step += 1
@@ -126,8 +126,7 @@ class Trainer:
                 if self.step % FLUSH_STEPS == 0 or self.step == last:
                     self._flush()
                     rate = (self.step - done_before) * self.batches.batch_size / (now - started)
-                    if bar:
-                        bar.update(self.step, f"loss {mean(self.history.loss[-FLUSH_STEPS:]):.3f}, {rate:,.0f} images/s")
+                    bar.update(self.step, f"loss {mean(self.history.loss[-FLUSH_STEPS:]):.3f}, {rate:,.0f} images/s")
                 if self._must_stop():
                     self.save()
                     where = f"; saved at step {self.step} of {self.total_steps}, continue with --resume" if self.checkpoint else ""
@@ -298,10 +297,6 @@ def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int) -> float:
 
 def _make_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
     return None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-
-
-def _progress(label: str, total: int, done: int) -> AbstractContextManager[ProgressBar | None]:
-    return ProgressBar(label, total, done) if label else nullcontext()
 
 
 def _no_sync(replica: DistributedDataParallel | None, more_passes: bool) -> AbstractContextManager[Any]:

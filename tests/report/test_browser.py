@@ -1,0 +1,35 @@
+"""The page of a run in a real browser: it fits a phone, every picture is there, nothing is fetched."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from bcnet.report.run_page import write_run_page
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+PROBE = """<script>addEventListener("load", () => {
+  const images = [...document.images].map(image => image.naturalWidth > 0);
+  const fetched = performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length;
+  const shown = images.filter(x => x).length, used = document.documentElement.scrollWidth;
+  document.title = `width=${used}/${innerWidth} images=${shown}/${images.length} fetched=${fetched}`;
+});</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [500, 1200])  # headless Chromium opens no narrower window than 500 pixels
+def test_the_page_of_a_run_in_a_browser(run, tmp_path, width):
+    run.search("flops=0.5")
+    page = write_run_page(run)
+    page.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
+    window = [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
+    command = [CHROMIUM, *FLAGS, *window, "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r"<title>width=(\d+)/(\d+) images=(\d+)/(\d+) fetched=(\d+)</title>", result.stdout)
+    assert found, result.stderr[-1000:]
+    used, available, shown, images, fetched = map(int, found.groups())
+    assert used <= available
+    assert shown == images == 4
+    assert fetched == 0
