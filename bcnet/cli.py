@@ -395,9 +395,15 @@ def retrain_widths(run: "Run", widths: "Widths", seeds: list[int], say: Callable
     for kind, row in results.items():
         name = row.get("widths", "-".join(map(str, row["channels"])) + " channels")
         spread = f" +- {stdev(row['acc']):.2f}" if len(row["acc"]) > 1 else ""
-        say(f"{kind:8} {name}: test accuracy {fmean(row['acc']):.2f}{spread} % over {len(row['acc'])} seeds, {human(row['flops'])} FLOPs")
+        accuracy = f"test accuracy {fmean(row['acc']):.2f}{spread} % over {plural(len(row['acc']), 'seed')}"
+        say(f"{kind:8} {name}: {accuracy}, {human(row['flops'])} FLOPs")
     say(verdict(results))
     return results
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def _seeds(text: str) -> list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from bcnet.config import DataConfig
 from bcnet.errors import UserError
 from bcnet.files import write_atomic
+from bcnet.progress import ProgressBar
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
 DIGITS_TEST_IMAGES = 800
@@ -169,20 +170,20 @@ def cache_folder() -> Path:
 
 
 def _decode_all(files: list[Path], image_size: int | None, target: Path) -> None:
-    from rich.progress import track
-
     first = _decode(files[0], image_size)
     shape = (len(files), *first.shape)
     array: Any = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
     if hasattr(os, "posix_fallocate"):  # a full disk is an error here; behind the memory map it would kill the process
         with target.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, target.stat().st_size)
-    for number, path in enumerate(track(files, f"decoding {files[0].parent.parent}", transient=True)):
-        image = _decode(path, image_size)
-        if image.shape != first.shape:
-            sizes = " and ".join(f"{i.shape[2]}x{i.shape[1]}" for i in (first, image))
-            raise UserError(f"{path}: images differ in size ({sizes}); set data.image_size to bring them to one")
-        array[number] = image
+    with ProgressBar(f"decoding {files[0].parent.parent}", len(files)) as bar:
+        for number, path in enumerate(files):
+            image = _decode(path, image_size)
+            if image.shape != first.shape:
+                sizes = " and ".join(f"{i.shape[2]}x{i.shape[1]}" for i in (first, image))
+                raise UserError(f"{path}: images differ in size ({sizes}); set data.image_size to bring them to one")
+            array[number] = image
+            bar.update(number + 1)
     array.flush()
 
 

@@ -110,14 +110,15 @@ def draw_widths(path: Path, names: Sequence[str], channels: dict[str, Sequence[i
 
 def draw_retraining(path: Path, results: dict[str, Sequence[float]]) -> None:
     """Test accuracy of networks trained from scratch: one dot per seed, mean and standard deviation."""
-    figure, axes = plt.subplots(figsize=(6.5, 1.2 + 0.6 * len(results)))
-    for row, (values, colour) in enumerate(zip(results.values(), (BLUE, ORANGE, GREEN, GREY), strict=False)):
+    figure, axes = plt.subplots(figsize=(6.5, 1.2 + 0.5 * len(results)))
+    for row, values in enumerate(results.values()):
+        colour = ORANGE if row % 2 else BLUE  # found and uniform widths take turns
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.5)
         axes.errorbar(np.mean(values), row, xerr=spread, fmt="D", color=colour, capsize=4)
     axes.set_yticks(range(len(results)), list(results))
     axes.set_ylim(len(results) - 0.5, -0.5)
-    axes.set(xlabel="test accuracy [%]", title="Trained from scratch: seeds, mean and standard deviation")
+    axes.set(xlabel="test accuracy [%]", title="Seeds, mean and standard deviation")
     _save(figure, path)
 
 

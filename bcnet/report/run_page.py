@@ -21,9 +21,9 @@ def write_run_page(run: Run) -> Path:
         f"One weight-sharing supernet; {run.space.summary()}. FLOPs are multiply-adds of one image.",
     )
     search = _read(folder / "search.json")
-    retrained = _read(folder / "retrain" / f"{search['best']['widths']}.json") if search else None
     if search:
-        _add_found(page, run, search, retrained)
+        _add_found(page, run, search)
+    _add_retraining(page, run)
     _add_training(page, run)
     if search:
         _add_search(page, run, search)
@@ -43,29 +43,40 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _add_found(page: Page, run: Run, search: dict[str, Any], retrained: dict[str, Any] | None) -> None:
+def _add_found(page: Page, run: Run, search: dict[str, Any]) -> None:
     best = search["best"]
     full = {cost: run.costs.range(cost)[1] for cost in ("flops", "params")}
-    widths = run.space.decode(best["widths"])
-    channels = {"full model": [g.channels for g in run.space.groups], f"found {best['widths']}": run.space.channels(widths)}
+    channels = {
+        "full model": [group.channels for group in run.space.groups],
+        f"found {best['widths']}": run.space.channels(run.space.decode(best["widths"])),
+        "uniform, same FLOPs": run.uniform_channels(best["flops"]),
+    }
     words = (
         f"{best['widths']}: {human(best['flops'])} FLOPs ({best['flops'] / full['flops']:.0%} of the full model), "
-        f"{human(best['params'])} params ({best['params'] / full['params']:.0%}), score {best['score']:.4f}."
+        f"{human(best['params'])} params ({best['params'] / full['params']:.0%}), "
+        f"{search['settings']['metric'].replace('_', ' ')} {best['score']:.4f}."
     )
-    parts = [text(words)]
-    if retrained:
-        uniform = retrained["uniform"]
-        channels["uniform"] = uniform["channels"]
-        results = {f"found {best['widths']}": retrained["found"]["acc"], "uniform": uniform["acc"]}
-        plots.draw_retraining(run.folder / "retraining.png", results)
-        rows = [
-            (name, human(entry["flops"]), human(entry["params"]), len(entry["acc"]), fmean(entry["acc"]), _spread(entry["acc"]))
-            for name, entry in (("found", retrained["found"]), ("uniform", uniform))
-        ]
-        header = ("width", "FLOPs", "params", "seeds", "test accuracy [%]", "standard deviation")
-        parts += [text(verdict(retrained)), table(header, rows), picture(run.folder / "retraining.png", "accuracy of retrained networks")]
     plots.draw_widths(run.folder / "widths.png", [g.name for g in run.space.groups], channels)
-    page.section("The width that was found", *parts, picture(run.folder / "widths.png", "channels per group"))
+    page.section("The width that was found", text(words), picture(run.folder / "widths.png", "channels per group"))
+
+
+def _add_retraining(page: Page, run: Run) -> None:
+    """Every width that was retrained so far, each beside the uniform one of its FLOPs."""
+    found = [_read(path) for path in sorted((run.folder / "retrain").glob("*.json"))]
+    if not found:
+        return
+    entries = {}
+    for one in found:
+        entries[one["found"]["widths"]] = one["found"]
+        entries[f"uniform like {one['found']['widths']}"] = one["uniform"]
+    plots.draw_retraining(run.folder / "retraining.png", {name: entry["acc"] for name, entry in entries.items()})
+    rows = [
+        (name, human(entry["flops"]), human(entry["params"]), len(entry["acc"]), fmean(entry["acc"]), _spread(entry["acc"]))
+        for name, entry in entries.items()
+    ]
+    header = ("width", "FLOPs", "params", "seeds", "test accuracy [%]", "standard deviation")
+    verdicts = [text(f"{one['found']['widths']}: {verdict(one)}") for one in found]
+    page.section("Trained from scratch", *verdicts, table(header, rows), picture(run.folder / "retraining.png", "accuracy per seed"))
 
 
 def _spread(values: list[float]) -> float | str:

@@ -47,7 +47,7 @@ def test_the_page_of_a_run_needs_nothing_from_outside(run):
     after = read(write_run_page(run))
     assert len(after.sources) == 5
     assert all(source.startswith("data:image/png;base64,") for source in after.sources)
-    assert after.headings[1:4] == ["The width that was found", "Training", "Fairness"]
+    assert after.headings[1:5] == ["The width that was found", "Trained from scratch", "Training", "Fairness"]
 
 
 @pytest.mark.parametrize(

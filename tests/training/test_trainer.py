@@ -49,6 +49,16 @@ def test_same_seed_same_run_also_when_stopped_and_resumed(tmp_path, strategy):
     assert stopped.trained.step == whole.total_steps == 30
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_a_run_on_the_gpu_resumes_bit_for_bit(tmp_path):
+    config = load_config("digits/bcnetv2", ["train.epochs=3", "device=cuda", "amp=bf16"])
+    whole = Run.create(tmp_path / "whole", config).train()
+    stopped = Run.create(tmp_path / "parts", config)
+    stopped.trainer.run(until_step=11)
+    assert_same(state_of(whole), state_of(Run.create(tmp_path / "parts", config, resume=True).train()))
+
+
 def test_another_seed_is_another_run(tmp_path, quick_config):
     one = Run.create(tmp_path / "one", quick_config).train()
     other = Run.create(tmp_path / "other", quick_config.model_copy(update={"seed": 1})).train()
