@@ -307,5 +307,7 @@ def _no_sync(replica: DistributedDataParallel | None, more_passes: bool) -> Abst
 @contextmanager
 def _own_random_state(device: torch.device) -> Iterator[None]:
     """Leave the caller's global random state as it was; let cuDNN use only algorithms that repeat bit for bit."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.backends.cudnn.flags(deterministic=True):
+    cudnn = torch.backends.cudnn
+    repeatable = cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=cudnn.allow_tf32)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), repeatable:
         yield
