@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,12 +78,20 @@ def _complain(message: str) -> int:
 
 @contextmanager
 def _runtime(device: str = "auto") -> Iterator[Callable[..., None]]:
-    """Prepare the process (allocator, torchrun) and give a print that speaks on rank 0 only."""
+    """Prepare the process (allocator, torchrun) and give a print that speaks on rank 0 only.
+
+    Raises:
+        Interrupted: Ctrl-C outside a training; what was finished is on disk.
+    """
     from bcnet.runtime import process_group, rank, resolve_device, tune_malloc
+    from bcnet.training.trainer import Interrupted
 
     tune_malloc()
     with process_group(resolve_device(device)):
-        yield (lambda *args, **kwargs: console.print(*args, **kwargs) if rank() == 0 else None)
+        try:
+            yield (lambda *args, **kwargs: console.print(*args, **kwargs) if rank() == 0 else None)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped by SIGINT; the same command goes on where it was", signal.SIGINT) from None
 
 
 # Models and costs -----------------------------------------------------------------------------------------------------

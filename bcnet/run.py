@@ -71,7 +71,7 @@ class Run:
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
         write_text(written, dump_config(config))
-        write_json(folder / "environment.json", environment(run.device))
+        write_json(folder / "environment.json", {"seed": config.seed} | environment(run.device))
         return run
 
     @classmethod

@@ -204,6 +204,27 @@ def test_a_full_disk_loses_nothing(run):
     assert (run.folder / "checkpoint.pt").read_bytes() == before
 
 
+def test_ctrl_c_in_a_search_says_how_to_go_on(bcnet, run, monkeypatch):
+    done = []
+
+    def evaluate(self, widths):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(widths)
+        return original(self, widths)
+
+    from bcnet.search.scorer import Scorer
+
+    original = Scorer._evaluate_sides
+    monkeypatch.setattr(Scorer, "_evaluate_sides", evaluate)
+    code, _, err = bcnet("search", run.folder, "--budget", "flops=0.5")
+    assert code == 130
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    (cache,) = (run.folder / "scores").iterdir()
+    assert len(cache.read_text().splitlines()) == 3
+
+
 def test_it_runs_as_a_module_and_help_is_quick():
     result = subprocess.run([sys.executable, "-X", "importtime", "-m", "bcnet", "--help"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
