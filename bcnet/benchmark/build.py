@@ -21,7 +21,7 @@ from bcnet.benchmark.stack import NetworkStack, StackedBatches, accuracies
 from bcnet.config import Config
 from bcnet.data.batches import EvalBatches
 from bcnet.errors import UserError
-from bcnet.files import write_json
+from bcnet.files import write_text
 from bcnet.progress import ProgressBar
 from bcnet.run import Run
 from bcnet.runtime import STREAM_MODEL, derive_seed, environment
@@ -61,7 +61,8 @@ def build_truth(
             rate = bar.rate() * num_seeds * 60
             bar.update(len(names) - len(missing) + number, f"{rate:,.0f} networks/min")
     truth = {"meta": _meta(config, run, num_seeds)} | {name: _entry(run, name, journal.found[name]) for name in names}
-    write_json(out, truth)
+    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in truth.items())
+    write_text(out, "{\n" + ",\n".join(lines) + "\n}\n")  # a line per width, so that changes can be read
     journal.path.unlink()
     return truth
 
