@@ -137,6 +137,8 @@ class Config(_Section):
     """Of everything random: initial weights, split, order, augmentation, widths, search."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes the GPU when there is one."""
+    threads: int | None = Field(None, gt=0)
+    """CPU threads; unset: as many as torch likes. Small networks want 1: more threads only wait for each other."""
     amp: Literal["auto", "bf16", "off"] = "auto"
     """bf16 autocast; ``auto``: where the hardware computes in bf16."""
     checkpoint_seconds: float = Field(60.0, gt=0)

@@ -51,6 +51,8 @@ class Run:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config = folder, config
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
 
     @classmethod
     def create(cls, folder: Path, config: Config, *, resume: bool = False) -> "Run":
