@@ -25,6 +25,7 @@ from bcnet.files import write_text
 from bcnet.progress import ProgressBar
 from bcnet.run import Run
 from bcnet.runtime import STREAM_MODEL, derive_seed, environment
+from bcnet.space.trace import first_line
 from bcnet.space.widths import Widths
 from bcnet.supernet.supernet import narrow
 from bcnet.training.trainer import Trainer
@@ -153,7 +154,11 @@ def _train_all(
             from ray.util.multiprocessing import Pool
         except ImportError as error:
             raise UserError("--ray wants the extra 'distributed': pip install 'bcnet[distributed]'") from error
-        pool: Any = Pool(workers, initializer=start, ray_address=ray_address)
+        try:
+            pool: Any = Pool(workers, initializer=start, ray_address=ray_address)
+        except (ConnectionError, ValueError) as error:
+            reason = first_line(error)
+            raise UserError(f"--ray {ray_address}: no Ray cluster there ({reason}); start one with: ray start --head") from error
     else:
         pool = torch.multiprocessing.get_context("spawn").Pool(workers, initializer=start)
     with pool:
