@@ -81,7 +81,7 @@ def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
 
 
 def tune_malloc() -> bool:
-    """Let glibc keep freed activations instead of returning and refaulting them each step (Linux; 2.5 times on CPUs).
+    """Let glibc keep freed activations instead of returning and refaulting them each step (Linux; about twice as fast).
 
     Set ``BCNET_MALLOC=default`` to leave the allocator alone.
 

@@ -154,7 +154,7 @@ def _vector(name: str) -> property:
 def _conv_forward(plain: type[nn.Conv2d]) -> Callable[..., Tensor]:
     """``Conv2d._conv_forward`` that takes a faster way to the same numbers where there is one.
 
-    On the CPU the bf16 backward of a strided depthwise convolution is about ten times slower than that of the same
+    On the CPU the bf16 backward of a strided depthwise convolution is about eight times slower than that of the same
     convolution at stride 1, whose output is then subsampled.
     """
 
