@@ -161,10 +161,10 @@ def draw_comparison(path: Path, taus: dict[str, list[float]], baselines: dict[st
             axes.plot(values, [row] * len(values), "o", color=ORANGE, markersize=4)
         axes.text(max(*values, 0) + 0.015, row, f"{mean:.3f}", va="center", fontsize=9)
     if ceiling is not None:
-        axes.axvline(ceiling, color="black", linestyle="--", label=f"noise ceiling {ceiling:.3f}")
-        axes.legend(frameon=False, loc="lower right")
+        axes.axvline(ceiling, color="black", linestyle="--")
+        axes.text(ceiling, -0.7, f"ceiling {ceiling:.2f}", ha="center", fontsize=8)
     axes.set_yticks(range(len(taus) + len(baselines)), [*taus, *baselines])
-    axes.invert_yaxis()
+    axes.set_ylim(len(taus) + len(baselines) - 0.4, -0.95)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.0)
     axes.set(xlabel="Kendall tau-b against ground truth", title="Methods (dots: seeds) and baselines")
     _save(figure, path)
