@@ -18,11 +18,10 @@ class ProgressBar:
         label: what is running; empty: nothing is shown.
         total: steps in all.
         done: steps already done by an earlier process.
-        unit: what a step is, for the rate.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, unit: str = "it") -> None:
-        self.label, self.total, self.done, self.unit = label, total, done, unit
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total, self.done = label, total, done
         self._start, self._first = time.monotonic(), done
         self._shown = self._start
         self._fields = ""

@@ -61,7 +61,6 @@ def compare(
             "epochs": epochs,
             "per_seed": results,
             "counts": counts.counts.tolist(),
-            "channels_per_bin": [group.channels / run.space.bins for group in run.space.groups],
         }
     found = {"num_networks": len(truth), "num_seeds": num_seeds, "methods": methods, "baselines": baselines(truth)}
     found["noise_ceiling"] = noise_ceiling(truth.acc)

@@ -1,6 +1,5 @@
 """Proof that a traced model can be sliced: the sliced forward equals the extracted plain module's (law 1)."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +68,6 @@ def _outputs(net: nn.Module, images: Tensor, space: Space) -> dict[str, Tensor]:
     def leave(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         return lambda module, inputs, output: outputs.__setitem__(name, output.detach().clone())
 
-    net = copy.copy(net)
     modules = [(layer.name, net.get_submodule(layer.name)) for layer in space.layers]
     handles: list[Any] = [module.register_forward_pre_hook(enter(name)) for name, module in modules]
     handles += [module.register_forward_hook(leave(name)) for name, module in modules]

@@ -16,8 +16,6 @@ from bcnet.runtime import STREAM_WIDTHS, derive_seed
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.layers import Side
 
-STRATEGIES = ("uniform", "autoslim", "bcnet", "bcnetv2")
-
 
 @dataclass(frozen=True)
 class Pass:
@@ -62,7 +60,7 @@ def make_strategy(name: str, space: Space, seed: int, num_random: int = 2) -> St
     """A strategy by name; the widths of step ``t`` follow from the seed and ``t`` alone.
 
     Args:
-        name: one of `STRATEGIES`.
+        name: ``uniform``, ``autoslim``, ``bcnet`` or ``bcnetv2``.
         space: whose widths are trained.
         seed: of the run.
         num_random: random widths per step of ``autoslim``.

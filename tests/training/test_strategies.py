@@ -1,8 +1,13 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 
+from bcnet.config import TrainConfig
 from bcnet.space.widths import Group, Space
-from bcnet.training.strategies import STRATEGIES, TrainingCounts, make_strategy
+from bcnet.training.strategies import TrainingCounts, make_strategy
+
+STRATEGIES = get_args(TrainConfig.model_fields["strategy"].annotation)
 
 
 def space(bins=4, min_bins=1):
