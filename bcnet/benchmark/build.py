@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bcnet.benchmark.stack import NetworkStack, StackedBatches, accuracies
+from bcnet.benchmark.stack import NetworkStack, NotStackable, StackedBatches, accuracies
 from bcnet.config import Config
 from bcnet.data.batches import EvalBatches
 from bcnet.errors import UserError
@@ -176,18 +176,24 @@ def _start_worker(config_json: str, num_seeds: int, threads: int) -> None:
 
 
 def _train_width(name: str) -> tuple[str, list[float]]:
-    """Train one width with all seeds side by side; returns its name and accuracies in per cent."""
+    """Train one width with all seeds, side by side where that is possible; returns its name and accuracies in per cent."""
     run: Run = _worker["run"]
-    seeds = range(_worker["num_seeds"])
-    channels = run.space.channels(run.space.decode(name))
     recipe = run.config.retrain
-    # a limit on the gradient norm of a stack would couple its networks
-    seeds_at_once = [[*seeds]] if recipe.clip_norm is None else [[seed] for seed in seeds]
+    channels = run.space.channels(run.space.decode(name))
+    seeds = range(_worker["num_seeds"])
+    networks = [narrow(run.build_model(derive_seed(seed, STREAM_MODEL)), run.space, channels) for seed in seeds]
+    batches = [run.train_batches(run.data.full_train, recipe.batch_size, seed) for seed in seeds]
+    try:
+        if recipe.clip_norm is not None:
+            raise NotStackable("a limit on the gradient norm of a stack would couple its networks")
+        stacks = [(NetworkStack(networks, run.data.input_shape), StackedBatches(batches))]
+    except NotStackable:
+        one_by_one = zip(networks, batches, strict=True)
+        stacks = [(NetworkStack([network], run.data.input_shape), StackedBatches([part])) for network, part in one_by_one]
     acc: list[float] = []
-    for group in seeds_at_once:
-        stack = NetworkStack([narrow(run.build_model(derive_seed(seed, STREAM_MODEL)), run.space, channels) for seed in group])
-        batches: Any = StackedBatches([run.train_batches(run.data.full_train, recipe.batch_size, seed) for seed in group])
-        trainer = Trainer(stack, batches, recipe, device=run.device, bf16=run.bf16, seed=group[0], passes=stack.passes)
+    for seed, (stack, together) in enumerate(stacks):
+        data: Any = together
+        trainer = Trainer(stack, data, recipe, device=run.device, bf16=run.bf16, seed=seed, passes=stack.passes)
         trainer.run()
         trained = trainer.trained
         assert isinstance(trained, NetworkStack)

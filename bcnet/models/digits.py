@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from bcnet.models.channel_bench import BasicBlock, conv_bn
 
-DIGITS_CHANNELS = (8, 8, 16, 16, 16)
+DIGITS_CHANNELS = (8, 24, 16, 16, 16)
 
 
 class DigitsResNet(nn.Module):

@@ -37,7 +37,7 @@ def test_a_stack_trains_each_network_as_if_alone(config, tmp_path):
         trainer.run()
         alone.append(trainer)
         found.append(evaluate(trainer.trained, test).accuracy)
-    stack = NetworkStack([run.build_model(seed) for seed in range(3)])
+    stack = NetworkStack([run.build_model(seed) for seed in range(3)], run.data.input_shape)
     batches = StackedBatches([run.train_batches(run.data.full_train, 64, seed) for seed in range(3)])
     together = Trainer(stack, batches, recipe, device=run.device, passes=stack.passes)
     together.run()
@@ -45,7 +45,8 @@ def test_a_stack_trains_each_network_as_if_alone(config, tmp_path):
     weights = dict(together.trained.named_parameters()) | dict(together.trained.named_buffers())
     for number, trainer in enumerate(alone):
         for name, tensor in [*trainer.trained.named_parameters(), *trainer.trained.named_buffers()]:
-            part = weights[name.replace(".", "/")].view(3, *tensor.shape)[number]
+            whole = weights[f"body.{name}"]
+            part = whole.view(3, *tensor.shape)[number] if tensor.ndim else whole
             torch.testing.assert_close(part, tensor, rtol=1e-3, atol=1e-4)
     assert accuracies(together.trained, test) == pytest.approx(found, abs=0.01)
 
