@@ -36,6 +36,9 @@ Overrides = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory made by 'bcnet train'.")]
 WidthsOption = Annotated[str, typer.Option("--widths", metavar="W", help="One width string, a file with one per line, or 'all'.")]
+TruthOption = Annotated[
+    str, typer.Option(metavar="FILE", help="Ground truth, such as Results_MobileNet.json, or channel_bench_digits, which is built in.")
+]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="channel_bench/mobilenet, timm/NAME, torchvision/NAME or package.module:factory.")
 ]
@@ -322,36 +325,40 @@ def search_widths(run: "Run", budget: str | None, say: Callable[..., None]) -> d
 @app.command()
 def rank(
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="A scores.json.")],
-    truth: Annotated[Path, typer.Option(metavar="FILE", help="Ground truth, such as Results_MobileNet.json of Channel-Bench-Macro.")],
+    truth: TruthOption,
     budget: Annotated[list[str] | None, typer.Option(metavar="COST=VALUE", help="Budgets for the regret; may be repeated.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to write ranking.json and ranking.png.  [default: beside SCORES]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write ranking.html.  [default: beside SCORES]")] = None,
 ) -> None:
     """Say how well scores rank networks, beside FLOPs, params, sum of widths and the noise ceiling."""
-    from bcnet.benchmark.ground_truth import load_ground_truth
+    page = rank_scores(scores, truth, out or scores.parent, console.print, budget or ())
+    console.print(f"page: {page}")
+
+
+def rank_scores(scores: Path, truth: str, folder: Path, say: Callable[..., None], budgets: Sequence[str] = ()) -> Path:
+    """Hold a score file against ground truth, say the result, and write it with its page; returns the page's path."""
+    from bcnet.benchmark.ground_truth import find_truth, load_ground_truth
     from bcnet.benchmark.ranking import rank
     from bcnet.benchmark.scores import load_scores
     from bcnet.files import write_json
 
-    loaded = load_ground_truth(truth)
+    file = find_truth(truth)
+    loaded = load_ground_truth(file)
     found = load_scores(scores)
-    result = rank(found, loaded, budgets=budget or ())
-    folder = out or scores.parent
+    result = rank(found, loaded, budgets=budgets) | {"truth": file.name}
     write_json(folder / "ranking.json", result)
     from bcnet.report.ranking_page import write_ranking_page
 
-    page = write_ranking_page(folder, found, loaded, result, scores.name, truth.name)
-    console.print(_ranking_table(result))
+    page = write_ranking_page(folder, found, loaded, result, scores.name)
+    say(_ranking_table(result))
     if result["noise_ceiling"] is not None:
         seeds = result["num_seeds"]
-        console.print(f"a perfect predictor would reach tau {result['noise_ceiling']:.3f} against means of {seeds} seeds (noise ceiling)")
+        say(f"a perfect predictor would reach tau {result['noise_ceiling']:.3f} against means of {seeds} seeds (noise ceiling)")
     for row in result["regret"]:
-        console.print(
+        say(
             f"under {row['budget']}: picks {row['pick']} ({row['pick_accuracy']:.2f} %), best {row['best']} "
             f"({row['best_accuracy']:.2f} %), regret {row['regret']:.2f}"
         )
-    console.print(f"page: {page}")
+    return page
 
 
 def _ranking_table(result: dict[str, Any]) -> Table:
@@ -475,36 +482,38 @@ def _random_widths(space: "Space", count: int) -> "list[Widths]":
 
 @truth_app.command("show")
 def truth_show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A ground-truth file.")],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write truth.html.  [default: beside FILE]")] = None,
+    name: Annotated[str, typer.Argument(metavar="FILE", help="A ground-truth file, or channel_bench_digits, which is built in.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write truth.html.")] = Path(),
 ) -> None:
     """Ranges, noise ceiling and the best under budgets of a ground-truth file, drawn."""
-    from bcnet.benchmark.ground_truth import load_ground_truth
+    from bcnet.benchmark.ground_truth import find_truth, load_ground_truth
     from bcnet.report.truth_page import describe_truth, truth_lines, write_truth_page
 
+    file = find_truth(name)
     truth = load_ground_truth(file)
     summary = describe_truth(truth)
     for line in truth_lines(summary):
         console.print(line)
-    console.print(f"page: {write_truth_page(out or file.parent, truth, summary, file.name)}")
+    console.print(f"page: {write_truth_page(out, truth, summary, file.name)}")
 
 
 @app.command()
 def compare(
     configs: Annotated[list[str], typer.Argument(metavar="CONFIG...", help="Methods to compare; the first sets the number of passes.")],
-    truth: Annotated[Path, typer.Option(metavar="FILE", help="Ground truth of the space.")],
+    truth: TruthOption,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the runs, the table and the page go.")],
     seeds: Annotated[int, typer.Option(min=1, help="Trainings per method.")] = 5,
     override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting for all; may be repeated.")] = None,
 ) -> None:
     """Train several methods with equal passes over the images and say which ranks widths best."""
     from bcnet.benchmark.compare import compare
-    from bcnet.benchmark.ground_truth import load_ground_truth
+    from bcnet.benchmark.ground_truth import find_truth, load_ground_truth
     from bcnet.config import load_config
     from bcnet.report.compare_page import HEADER, compare_rows, write_compare_page
     from bcnet.run import Run
 
-    loaded = load_ground_truth(truth)
+    file = find_truth(truth)
+    loaded = load_ground_truth(file)
     methods = {Path(name).stem: load_config(name, override or ()) for name in configs}
     if len(methods) < len(configs):
         raise UserError("compare: two configs have the same file name; rename one")
@@ -518,7 +527,7 @@ def compare(
             table.add_row(*row)
         say(table)
         names = [group.name for group in Run(out, first).space.groups]
-        say(f"page: {write_compare_page(out, found, loaded, names, truth.name)}")
+        say(f"page: {write_compare_page(out, found, loaded, names, file.name)}")
 
 
 @app.command()
@@ -526,19 +535,28 @@ def quickstart(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write everything.")] = Path("quickstart"),
     overrides: Overrides = None,
 ) -> None:
-    """Handwritten digits on the CPU in under three minutes: supernet, search, retraining, one page."""
+    """Handwritten digits on the CPU in under three minutes: supernet, search, how well it ranks, retraining, one page."""
     from bcnet.config import load_config
 
     settings = load_config("digits/bcnetv2", overrides or ())
     with _runtime(settings.device) as say:
+        from bcnet.benchmark.compare import check_costs
+        from bcnet.benchmark.ground_truth import CHANNEL_BENCH_DIGITS, find_truth, load_ground_truth
         from bcnet.run import Run
 
         run = Run.create(out, settings, resume=True)
-        say(f"[bold]1/4[/bold] train one supernet ({settings.train.strategy}) that holds every width of {settings.model.name}")
+        say(f"[bold]1/5[/bold] train one supernet ({settings.train.strategy}) that holds every width of {settings.model.name}")
         train_supernet(run, say)
-        say("[bold]2/4[/bold] search the best width at half the FLOPs")
+        say("[bold]2/5[/bold] search the best width at half the FLOPs")
         best = search_widths(run, "flops=0.5", say)["best"]["widths"]
-        say("[bold]3/4[/bold] train that width and the uniform one of the same FLOPs from scratch, three seeds each")
+        say("[bold]3/5[/bold] score every width and ask ground truth (networks trained alone, ten each) how far scores can be trusted")
+        try:
+            check_costs(load_ground_truth(find_truth(CHANNEL_BENCH_DIGITS)), run.costs)
+            run.score(list(run.space.enumerate()), out / "scores.json")
+            rank_scores(out / "scores.json", CHANNEL_BENCH_DIGITS, out, say)
+        except UserError as error:
+            say(f"not ranked: {error}")
+        say("[bold]4/5[/bold] train that width and the uniform one of the same FLOPs from scratch, three seeds each")
         retrain_widths(run, run.space.decode(best), [0, 1, 2], say)
-        say("[bold]4/4[/bold] draw")
+        say("[bold]5/5[/bold] draw")
         finish(run, say)

@@ -6,7 +6,6 @@ Every field below is documented where it stands; unknown keys are refused with t
 
 import difflib
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bcnet.errors import UserError
+from bcnet.files import shipped
 
 
 class _Section(BaseModel):
@@ -113,6 +113,8 @@ class ScoreConfig(_Section):
     """Use at most this many search-validation images."""
     batch_size: int = Field(256, gt=0)
     """Images per forward pass in calibration and evaluation."""
+    memory_gib: float = Field(4.0, gt=0)
+    """Memory for what width vectors share when many are scored; where it does not suffice, each is scored alone."""
 
 
 class SearchConfig(_Section):
@@ -192,15 +194,9 @@ def differing_keys(one: Config, other: Config) -> list[str]:
     return [key for key in a if a[key] != b.get(key, object())]
 
 
-def config_folder() -> Path:
-    """The folder of the configs shipped with the package (in a checkout: ``configs/``)."""
-    installed = Path(str(resources.files("bcnet"))) / "configs"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
-
-
 def shipped_configs() -> list[str]:
     """Names of the shipped configs."""
-    folder = config_folder()
+    folder = shipped("configs")
     return sorted(str(path.relative_to(folder).with_suffix("").as_posix()) for path in folder.rglob("*.yaml"))
 
 
@@ -213,9 +209,9 @@ def find_config(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = config_folder() / f"{str(name).removesuffix('.yaml').removeprefix('configs/')}.yaml"
-    if shipped.is_file():
-        return shipped
+    found = shipped("configs") / f"{str(name).removesuffix('.yaml').removeprefix('configs/')}.yaml"
+    if found.is_file():
+        return found
     raise UserError(f"config {str(name)!r}: no such file, and no shipped config of that name ({', '.join(shipped_configs())})")
 
 

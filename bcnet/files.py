@@ -4,10 +4,17 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from bcnet.errors import UserError
+
+
+def shipped(name: str) -> Path:
+    """Where a file or folder that ships with the package is; in a checkout it stands beside the package."""
+    installed = Path(str(resources.files("bcnet"))) / name
+    return installed if installed.exists() else Path(__file__).parent.parent / name
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -54,7 +54,8 @@ class ProgressBar:
         elif self._speaks and now - self._shown >= _LOG_SECONDS:
             self._shown = now
             seconds = (now - self._start) / max(1, done - self._first) * (self.total - done)
-            text = f"{self.label}: {done}/{self.total} {self._fields}, {_duration(seconds)} left"
+            parts = [f"{self.label}: {done}/{self.total}", self._fields, f"{_duration(seconds)} left"]
+            text = ", ".join(part for part in parts if part)
             print(text, file=sys.stderr, flush=True)
 
 

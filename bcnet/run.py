@@ -25,7 +25,8 @@ from bcnet.errors import UserError
 from bcnet.files import read_json, write_json, write_text
 from bcnet.models.factory import build_model
 from bcnet.runtime import STREAM_MODEL, STREAM_SEARCH, derive_seed, environment, rank, resolve_device, use_bf16, world_size
-from bcnet.search.scorer import ScoreCache, Scorer, evaluate
+from bcnet.search.evaluate import evaluate
+from bcnet.search.scorer import ScoreCache, Scorer
 from bcnet.space.cost import Budget, CostTable
 from bcnet.space.trace import trace
 from bcnet.space.widths import Space, Widths
@@ -245,6 +246,7 @@ class Run:
             sides=self.strategy.sides,
             metric=score.metric,
             bf16=self.bf16,
+            memory_gib=score.memory_gib,
             cache=ScoreCache(self.folder / "scores" / f"{name}.jsonl"),
         )
 

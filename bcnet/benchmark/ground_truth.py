@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet.errors import UserError
-from bcnet.files import read_json
+from bcnet.files import read_json, shipped
 
 Floats = npt.NDArray[np.float64]
 
@@ -62,6 +62,23 @@ class GroundTruth:
         """The networks at the given positions."""
         names = tuple(self.names[row] for row in rows)
         return GroundTruth(names, self.acc[rows], self.flops[rows], self.params[rows], self.meta)
+
+
+CHANNEL_BENCH_DIGITS = "channel_bench_digits"  # all widths of digits/resnet, ten seeds each; ships with the package
+
+
+def find_truth(name: str) -> Path:
+    """The file for a path or for the name of the embedded benchmark.
+
+    Raises:
+        UserError: neither exists.
+    """
+    if name == CHANNEL_BENCH_DIGITS:
+        return shipped(f"benchmarks/{name}.json")
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"truth {name!r}: no such file; a path is expected, or {CHANNEL_BENCH_DIGITS!r}, which ships with bcnet")
+    return path
 
 
 def load_ground_truth(path: Path) -> GroundTruth:

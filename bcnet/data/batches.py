@@ -176,6 +176,11 @@ class EvalBatches:
     def __len__(self) -> int:
         return self.max_images
 
+    @property
+    def largest_batch(self) -> int:
+        """Images of the largest batch."""
+        return min(self.batch_size, self.max_images)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         index = torch.arange(len(self.images))
         if self.max_images < len(self.images):

@@ -10,15 +10,28 @@ from bcnet.report import plots
 from bcnet.report.page import Page, picture, table, text
 
 
-def write_ranking_page(
-    folder: Path, scores: dict[str, float], truth: GroundTruth, ranking: dict[str, Any], scores_name: str, truth_name: str
-) -> Path:
+def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTruth, ranking: dict[str, Any], scores_name: str) -> Path:
     """Draw ``ranking.png`` and write ``ranking.html``; returns the page's path."""
     part = truth.subset(truth.rows(list(scores), scores_name))
     values = np.array(list(scores.values()))
     plots.draw_ranking(folder / "ranking.png", values, part, ranking, f"{len(scores):,} networks")
-    lead = f"{scores_name} against {truth_name}: {ranking['num_networks']:,} of {ranking['num_in_truth']:,} networks."
+    lead = f"{scores_name} against {ranking['truth']}: {ranking['num_networks']:,} of {ranking['num_in_truth']:,} networks."
     page = Page("bcnet: how well do the scores rank?", lead)
+    page.section("Correlation with ground truth", *correlation_parts(ranking))
+    page.section("Picture", picture(folder / "ranking.png", "score against ground truth"))
+    regrets = [(r["budget"], r["pick"], r["pick_accuracy"], r["best"], r["best_accuracy"], r["regret"]) for r in ranking["regret"]]
+    columns = ("budget", "the scores pick", "accuracy [%]", "truly best", "accuracy [%]", "regret")
+    page.section("What picking by score would lose", table(columns, regrets))
+    shares = [(f"top {k}", value) for k, value in ranking["top_k_precision"].items()]
+    if shares:
+        page.section("How many of the best are found", table(("", "share of them among the highest scores"), shares))
+    target = folder / "ranking.html"
+    page.write(target)
+    return target
+
+
+def correlation_parts(ranking: dict[str, Any]) -> tuple[str, str]:
+    """The table of a ranking and a sentence on its ceiling."""
     names = ("kendall", "spearman", "pearson")
     rows = [
         (name.replace("_", " "), *(f"{row[c]['value']:.3f} ({row[c]['low']:.3f} to {row[c]['high']:.3f})" for c in names))
@@ -31,16 +44,4 @@ def write_ranking_page(
         else "With one seed per network there is no noise ceiling."
     )
     header = ("predictor", "Kendall tau-b", "Spearman", "Pearson")
-    page.section(
-        "Correlation with ground truth", table(header, rows), text(words + " In brackets: 95 % bootstrap interval over the networks.")
-    )
-    page.section("Picture", picture(folder / "ranking.png", "score against ground truth"))
-    regrets = [(r["budget"], r["pick"], r["pick_accuracy"], r["best"], r["best_accuracy"], r["regret"]) for r in ranking["regret"]]
-    columns = ("budget", "the scores pick", "accuracy [%]", "truly best", "accuracy [%]", "regret")
-    page.section("What picking by score would lose", table(columns, regrets))
-    shares = [(f"top {k}", value) for k, value in ranking["top_k_precision"].items()]
-    if shares:
-        page.section("How many of the best are found", table(("", "share of them among the highest scores"), shares))
-    target = folder / "ranking.html"
-    page.write(target)
-    return target
+    return table(header, rows), text(words + " In brackets: 95 % bootstrap interval over the networks.")

@@ -9,6 +9,7 @@ import numpy as np
 
 from bcnet.report import plots
 from bcnet.report.page import Page, details, picture, table, text
+from bcnet.report.ranking_page import correlation_parts
 from bcnet.run import Run
 from bcnet.space.cost import human
 
@@ -24,6 +25,7 @@ def write_run_page(run: Run) -> Path:
     if search:
         _add_found(page, run, search)
     _add_retraining(page, run)
+    _add_ranking(page, run)
     _add_training(page, run)
     if search:
         _add_search(page, run, search)
@@ -77,6 +79,16 @@ def _add_retraining(page: Page, run: Run) -> None:
     header = ("width", "FLOPs", "params", "seeds", "test accuracy [%]", "standard deviation")
     verdicts = [text(f"{one['found']['widths']}: {verdict(one)}") for one in found]
     page.section("Trained from scratch", *verdicts, table(header, rows), picture(run.folder / "retraining.png", "accuracy per seed"))
+
+
+def _add_ranking(page: Page, run: Run) -> None:
+    """What ``bcnet rank`` found, if it was asked."""
+    ranking = _read(run.folder / "ranking.json")
+    if not ranking:
+        return
+    lead = f"The scores of {ranking['num_networks']:,} width vectors against {ranking['truth']}."
+    parts = text(lead), *correlation_parts(ranking), picture(run.folder / "ranking.png", "score against ground truth")
+    page.section("How far the scores can be trusted", *parts)
 
 
 def _spread(values: list[float]) -> float | str:

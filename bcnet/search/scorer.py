@@ -1,51 +1,27 @@
 """Score width vectors with a trained supernet: calibrate, then evaluate on images held out from training."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from torch import distributed as dist
-from torch import nn
-from torch.nn import functional as F
 
 from bcnet.data.batches import EvalBatches
 from bcnet.errors import UserError
 from bcnet.progress import ProgressBar
-from bcnet.runtime import autocast, rank, world_size
+from bcnet.runtime import rank, world_size
+from bcnet.search.evaluate import Evaluation, evaluate
+from bcnet.search.exhaustive import Walker
+from bcnet.search.plan import NotShareable
 from bcnet.space.widths import Widths
 from bcnet.supernet.calibrate import calibrate
 from bcnet.supernet.layers import Side
 from bcnet.supernet.supernet import Supernet
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a network does on a set of images.
-
-    Attributes:
-        accuracy: in 0..1.
-        cross_entropy: mean, natural logarithm.
-    """
-
-    accuracy: float
-    cross_entropy: float
-
-
-def evaluate(network: nn.Module, batches: EvalBatches, *, bf16: bool = False) -> Evaluation:
-    """Accuracy and cross-entropy of a network in evaluation mode."""
-    network.eval()
-    device = next(network.parameters()).device
-    correct, loss = torch.zeros((), device=device, dtype=torch.int64), torch.zeros((), device=device, dtype=torch.float64)
-    with torch.no_grad():
-        for images, labels in batches:
-            with autocast(device, bf16):
-                logits = network(images)
-            correct += (logits.argmax(1) == labels).sum()
-            loss += F.cross_entropy(logits.float(), labels, reduction="sum").double()
-    return Evaluation(correct.item() / len(batches), loss.item() / len(batches))
+MOST_AT_ONCE = 1024  # width vectors between two writes of the cache
 
 
 class ScoreCache:
@@ -99,6 +75,7 @@ class Scorer:
         sides: the sides to score.
         metric: ``accuracy`` or ``neg_cross_entropy``.
         bf16: autocast to bf16.
+        memory_gib: memory for what width vectors share.
         cache: where evaluations are kept.
     """
 
@@ -111,10 +88,12 @@ class Scorer:
         sides: Sequence[Side] = ("left", "right"),
         metric: str = "accuracy",
         bf16: bool = False,
+        memory_gib: float = 4.0,
         cache: ScoreCache | None = None,
     ) -> None:
         self.supernet, self.calibration, self.validation = supernet, calibration, validation
         self.sides, self.metric, self.bf16, self.cache = tuple(sides), metric, bf16, cache
+        self.memory_gib = memory_gib
         self.evaluations: dict[str, dict[str, Evaluation]] = {} if cache is None else cache.found
 
     def score(self, widths: Widths) -> float:
@@ -131,19 +110,23 @@ class Scorer:
             label: shown beside a progress bar; empty: none.
         """
         names = {widths: self.supernet.space.encode(widths) for widths in wanted}
-        missing = [widths for widths, name in names.items() if name not in self.evaluations]
-        mine = missing[rank() :: world_size()]
+        missing = sorted(widths for widths, name in names.items() if name not in self.evaluations)
+        share = -(-len(missing) // world_size())
+        mine = missing[rank() * share : (rank() + 1) * share]
         found: dict[str, dict[str, Evaluation]] = {}
+        size = self._block_size()
         with ProgressBar(label, len(mine)) as bar:
-            for number, widths in enumerate(mine, start=1):
-                found[names[widths]] = self._evaluate_sides(widths)
-                if world_size() == 1:
-                    self._keep(found, names[widths])
-                bar.update(number)
+            for start in range(0, len(mine), size):
+                block = mine[start : start + size]
+                parts = self._evaluate(block, lambda part, done=start: bar.update(int(done + part)))  # type: ignore[misc]
+                for widths, sides in zip(block, parts, strict=True):
+                    found[names[widths]] = sides
+                    if world_size() == 1:
+                        self._keep(found, names[widths])
         if world_size() > 1:
-            parts: list[dict[str, dict[str, Evaluation]]] = [{} for _ in range(world_size())]
-            dist.all_gather_object(parts, found)
-            merged = {name: sides for part in parts for name, sides in part.items()}
+            parts_of_all: list[dict[str, dict[str, Evaluation]]] = [{} for _ in range(world_size())]
+            dist.all_gather_object(parts_of_all, found)
+            merged = {name: sides for part in parts_of_all for name, sides in part.items()}
             for widths in missing:
                 self._keep(merged, names[widths])
         return {widths: self._reduce(self.evaluations[name]) for widths, name in names.items()}
@@ -153,7 +136,36 @@ class Scorer:
             self.cache.add(name, found[name])
         self.evaluations[name] = found[name]
 
-    def _evaluate_sides(self, widths: Widths) -> dict[str, Evaluation]:
+    @cached_property
+    def walker(self) -> Walker | None:
+        """Computes together what width vectors share; ``None`` where that is not possible, so each is scored alone."""
+        batch = max(self.calibration.largest_batch, self.validation.largest_batch)
+        try:
+            walker = Walker(self.supernet, self.validation.images.shape, bf16=self.bf16)
+        except NotShareable:
+            return None
+        return walker if walker.bytes_per_image * batch <= self.memory_gib * 2**30 else None
+
+    def _block_size(self) -> int:
+        """How many width vectors to walk over at once: as many as keep within memory, and no more than a kill may lose."""
+        if self.walker is None:
+            return 1
+        return max(1, min(MOST_AT_ONCE, int(self.memory_gib * 2**30 / self.walker.bytes_per_widths)))
+
+    def _evaluate(self, block: Sequence[Widths], tick: Callable[[float], None]) -> list[dict[str, Evaluation]]:
+        """Both sides of every width vector; ``tick`` is told how many are done."""
+        if self.walker is None:
+            return [self._evaluate_alone(widths) for widths in block]
+        columns: dict[str, list[Evaluation]] = {}
+        for number, side in enumerate(self.sides):
+
+            def part(share: float, number: int = number) -> None:
+                tick(len(block) * (number + share) / len(self.sides))
+
+            columns[side] = self.walker.evaluate(block, side, self.calibration, self.validation, part)
+        return [{side: column[row] for side, column in columns.items()} for row in range(len(block))]
+
+    def _evaluate_alone(self, widths: Widths) -> dict[str, Evaluation]:
         result: dict[str, Evaluation] = {}
         for side in self.sides:
             self.supernet.set_active_subnet(widths, side)

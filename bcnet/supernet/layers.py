@@ -38,13 +38,19 @@ class Slices:
         """Size of the input dimension in the supernet."""
         return sum(_size(segment, self.totals) for segment in self.layer.inputs)
 
-    def select(self, channels: Sequence[int], side: Side) -> None:
-        """Make ``channels[g]`` channels of every group active, on the left or the right end."""
+    def select(self, channels: Sequence[int], side: Side, *, inputs: Sequence[int] | None = None) -> None:
+        """Make ``channels[g]`` channels of every group active, on the left or the right end; maybe others in the inputs."""
         self.outputs = self._ranges(self.layer.outputs, channels, side)
-        self.inputs = self._ranges(self.layer.inputs, channels, side)
+        self.inputs = self._ranges(self.layer.inputs, channels if inputs is None else inputs, side)
         self.num_outputs = sum(stop - start for start, stop in self.outputs)
         self.num_inputs = sum(stop - start for start, stop in self.inputs)
         self.groups = self.num_inputs // self.layer.channels_per_group if self.layer.channels_per_group else 1
+
+    def select_inputs(self, start: int, stop: int, side: Side) -> None:
+        """Make a range of input channels active, counted from the side's end."""
+        full = self.num_full_inputs
+        self.inputs = [(start, stop) if side == "left" else (full - stop, full - start)]
+        self.num_inputs = stop - start
 
     def _ranges(self, segments: tuple[Segment, ...], channels: Sequence[int], side: Side) -> list[tuple[int, int]]:
         ranges: list[tuple[int, int]] = []

@@ -15,7 +15,7 @@ from bcnet.config import load_config
 from bcnet.data.batches import EvalBatches
 from bcnet.errors import UserError
 from bcnet.run import Run
-from bcnet.search.scorer import evaluate
+from bcnet.search.evaluate import evaluate
 from bcnet.training.trainer import Trainer
 
 QUICK = ["retrain.epochs=0.5"]

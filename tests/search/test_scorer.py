@@ -7,7 +7,8 @@ import torch
 from bcnet.data.sources import ImageSet
 from bcnet.errors import UserError
 from bcnet.run import Run
-from bcnet.search.scorer import ScoreCache, evaluate
+from bcnet.search.evaluate import evaluate
+from bcnet.search.scorer import ScoreCache
 from bcnet.supernet.calibrate import calibrate
 
 
@@ -64,10 +65,10 @@ def test_scores_survive_and_a_half_written_line_is_dropped(run, monkeypatch):
     path.write_bytes(path.read_bytes()[:-20])
     again = Run.open(run.folder)
     computed = []
-    original = again.scorer._evaluate_sides
-    monkeypatch.setattr(again.scorer, "_evaluate_sides", lambda widths: computed.append(widths) or original(widths))
+    original = again.scorer._evaluate
+    monkeypatch.setattr(again.scorer, "_evaluate", lambda block, tick: computed.extend(block) or original(block, tick))
     assert again.scorer.score_many(wanted) == scores
-    assert computed == [wanted[2]]
+    assert computed == [wanted[1]]  # the last in lexicographic order
     assert set(ScoreCache(path).found) == {"12341", "44444", "22222"}
 
 

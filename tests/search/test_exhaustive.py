@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bcnet.models.channel_bench import MobileNet, ResNet
+from bcnet.models.digits import DigitsResNet
+from bcnet.models.factory import build_model
+from bcnet.search import exhaustive, scorer
+from bcnet.search.evaluate import evaluate
+from bcnet.search.exhaustive import Walker
+from bcnet.search.plan import NotShareable
+from bcnet.search.scorer import Scorer
+from bcnet.space.trace import trace
+from bcnet.supernet.calibrate import calibrate
+from bcnet.supernet.supernet import Supernet
+
+
+class Plus(nn.Module):
+    """Concatenation, addition in place, a bias, an activation in place, a functional pool.
+
+    With ``overwrite`` an activation in place changes what is read again later.
+    """
+
+    def __init__(self, overwrite=False):
+        super().__init__()
+        self.overwrite = overwrite
+        self.one, self.two, self.three = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1, bias=False), nn.Conv2d(8, 12, 1)
+        self.norm1, self.norm2 = nn.BatchNorm2d(8), nn.BatchNorm2d(20)
+        self.four = nn.Conv2d(20, 8, 3, 2, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(8 * 9, 5)
+
+    def forward(self, x):
+        x = self.norm1(self.one(x))
+        y = self.two(x)
+        y += x
+        z = self.three(self.relu(y) if self.overwrite else torch.relu(y))
+        both = self.norm2(torch.cat([self.relu(z), nn.functional.hardswish(y)], 1))
+        return self.head(nn.functional.max_pool2d(self.four(both), 1).flatten(1))
+
+
+MODELS = {
+    "digits": (lambda: DigitsResNet(), (1, 8, 8)),
+    "mobilenet": (lambda: MobileNet(10, (8, 12, 12, 12, 8, 16, 12)), (3, 16, 16)),
+    "resnet": (lambda: ResNet(10, (8, 8, 8, 8, 12, 12, 12)), (3, 16, 16)),
+    "concatenation": (Plus, (3, 8, 8)),
+    "squeeze-excite": (lambda: build_model("timm/mobilenetv3_small_050", 5), (3, 32, 32)),
+    "grouped": (lambda: build_model("timm/regnety_002", 5), (3, 32, 32)),
+    "dense": (lambda: build_model("timm/densenet121", 5, args={"block_config": [2, 2], "growth_rate": 8}), (3, 32, 32)),
+}
+
+
+class Batches(list):
+    """Two batches of images for calibration or evaluation."""
+
+    def __init__(self, shape, seed):
+        generator = torch.Generator().manual_seed(seed)
+        super().__init__((torch.randn(n, *shape, generator=generator), torch.randint(5, (n,), generator=generator)) for n in (12, 9))
+
+    def __len__(self):
+        return 21
+
+
+def alone(supernet, widths, side, calibration, validation):
+    supernet.set_active_subnet(widths, side)
+    calibrate(supernet, calibration)
+    return evaluate(supernet, validation)
+
+
+@pytest.mark.parametrize("whole_layers", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_walk_gives_what_evaluating_each_alone_gives(name, whole_layers, monkeypatch):
+    if not whole_layers:
+        monkeypatch.setattr(exhaustive, "WHOLE_SPACE", 0)
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = make()
+    space = trace(model, shape, bins=4)
+    supernet = Supernet(model, space, wide=True)
+    walker = Walker(supernet, shape)
+    calibration, validation = Batches(shape, 1), Batches(shape, 2)
+    rng = np.random.default_rng(0)
+    some = [space.narrowest, space.full, *(space.sample(rng) for _ in range(4))]
+    nearby = [(*w[:-1], k) for w in some[2:3] for k in range(1, 5)]
+    wanted = sorted({*some, *nearby})
+    for side in ("left", "right"):
+        together = walker.evaluate(wanted, side, calibration, validation)
+        for widths, found in zip(wanted, together, strict=True):
+            expected = alone(supernet, widths, side, calibration, validation)
+            assert found.cross_entropy == pytest.approx(expected.cross_entropy, rel=1e-5)
+            assert found.accuracy == pytest.approx(expected.accuracy)
+
+
+def test_a_score_does_not_depend_on_the_company(run):
+    supernet = run.scorer.supernet
+    walker = Walker(supernet, run.data.input_shape)
+    everything = list(run.space.enumerate())
+    whole = walker.evaluate(everything, "right", run.calibration, run.validation)
+    for part in (everything[700:701], everything[5:900:37], everything[-3:]):
+        found = walker.evaluate(part, "right", run.calibration, run.validation)
+        assert found == [whole[everything.index(widths)] for widths in part]
+
+
+def test_how_much_a_walk_saves():
+    """Deterministic; the benchmark in benchmarks/score.py measures the time."""
+    for model, shape, at_least in ((MobileNet(), (3, 32, 32), 17.0), (ResNet(), (3, 32, 32), 6.9)):
+        space = trace(model, shape)
+        supernet = Supernet(model, space)
+        walker = Walker(supernet, shape)
+        one_by_one, together = walker.multiply_adds(list(space.enumerate()))
+        assert one_by_one / together > at_least
+        one_by_one, together = walker.multiply_adds([space.full])
+        assert one_by_one == together
+
+
+class Undecided(nn.Module):
+    """Looks at the images before it decides what to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Plus()
+
+    def forward(self, x):
+        return self.net(x) if x.sum() < 1e9 else self.net(-x)
+
+
+@pytest.mark.parametrize(("make", "words"), [(Undecided, "control flow"), (lambda: Plus(overwrite=True), "other logits")])
+def test_a_network_that_cannot_be_followed_is_refused(make, words):
+    model = make()
+    with pytest.raises(NotShareable, match=words):
+        Walker(Supernet(model, trace(model, (3, 8, 8))), (3, 8, 8))
+
+
+def test_without_a_walk_each_is_scored_alone(run, monkeypatch):
+    wanted = [(1, 2, 3, 4, 1), (2, 2, 2, 2, 2)]
+    together = run.scorer.score_many(wanted)
+
+    def refuse(*args, **kwargs):
+        raise NotShareable
+
+    for change in ("cannot", "no memory"):
+        with monkeypatch.context() as patched:
+            if change == "cannot":
+                patched.setattr(scorer, "Walker", refuse)
+            memory = 4.0 if change == "cannot" else 1e-9
+            lonely = Scorer(run.scorer.supernet, run.calibration, run.validation, metric=run.scorer.metric, memory_gib=memory)
+            assert lonely.score_many(wanted) == pytest.approx(together, rel=1e-5)
+            assert lonely.walker is None
