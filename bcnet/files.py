@@ -17,6 +17,11 @@ def shipped(name: str) -> Path:
     return installed if installed.exists() else Path(__file__).parent.parent / name
 
 
+def cache_folder() -> Path:
+    """Where decoded images and compiled kernels are kept: ``BCNET_CACHE``, else ``~/.cache/bcnet``."""
+    return Path(os.environ.get("BCNET_CACHE") or Path.home() / ".cache" / "bcnet")
+
+
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary name beside ``path``, flush to disk, rename.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bcnet.config import DataConfig
 from bcnet.errors import UserError
-from bcnet.files import write_atomic
+from bcnet.files import cache_folder, write_atomic
 from bcnet.progress import ProgressBar
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
@@ -162,11 +162,6 @@ def _read_folder(folder: Path, classes: tuple[str, ...], image_size: int | None)
         write_atomic(cached, lambda temporary: _decode_all(files, image_size, temporary))
     images = np.load(cached, mmap_mode="c", allow_pickle=False)
     return ImageSet(torch.from_numpy(images), torch.tensor(labels))
-
-
-def cache_folder() -> Path:
-    """Where decoded images are kept: ``BCNET_CACHE``, else ``~/.cache/bcnet``."""
-    return Path(os.environ.get("BCNET_CACHE") or Path.home() / ".cache" / "bcnet")
 
 
 def _decode_all(files: list[Path], image_size: int | None, target: Path) -> None:

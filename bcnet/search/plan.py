@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from bcnet.space.widths import Layer, Segment
+from bcnet.supernet.graph import operations
 from bcnet.supernet.supernet import Supernet
 
 # Operations that compute every channel from the same channel of their inputs.
@@ -92,11 +93,6 @@ class Plan:
         return sorted(needed)
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return hasattr(m, "slices") or super().is_leaf_module(m, module_qualified_name)
-
-
 def make_plan(supernet: Supernet, input_shape: Sequence[int], *, whole_layers: bool) -> Plan:
     """Follow the operations of a supernet.
 
@@ -110,7 +106,7 @@ def make_plan(supernet: Supernet, input_shape: Sequence[int], *, whole_layers: b
     """
     net = supernet.net
     try:
-        graph = _Tracer().trace(net)
+        graph = operations(net)
         shapes = _shapes(net, graph, input_shape)
     except Exception as error:  # whatever a model's forward raises when it is run on proxies
         raise NotShareable(str(error)) from error

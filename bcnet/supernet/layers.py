@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcnet.space.widths import Layer, Segment
+from bcnet.supernet.fused_norm import batch_norm, can_fuse, normalize
+from bcnet.supernet.graph import norms_before_relu
 
 Side = Literal["left", "right"]
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -92,6 +94,26 @@ def make_slimmable(module: nn.Module, layer: Layer, totals: Sequence[int]) -> No
     module.slices = Slices(layer, totals)  # type: ignore[assignment]
 
 
+def fuse_relus(net: nn.Module) -> None:
+    """Let slimmable BN layers do the work of the ReLU behind them, where the fused kernel runs."""
+    for name, relu in norms_before_relu(net):
+        norm: Any = net.get_submodule(name)
+        if not hasattr(norm, "before_relu"):
+            continue
+        norm.before_relu = True
+        if relu is not None:
+            skipped: Any = net.get_submodule(relu)
+            skipped.__class__ = _SkippedReLU
+            skipped.norm = (norm,)  # in a tuple, so that it is not a submodule
+
+
+class _SkippedReLU(nn.ReLU):
+    """A ReLU that has nothing left to do when the BN layer before it did it (a second time would change nothing)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.norm[0].rectified else super().forward(x)  # type: ignore[index,union-attr]
+
+
 def make_plain(net: nn.Module) -> nn.Module:
     """A copy of a network in which every slimmable layer is a plain one that owns its active parameters."""
     copies: dict[int, Any] = {}
@@ -112,6 +134,11 @@ def make_plain(net: nn.Module) -> nn.Module:
             del module.slices
             for name, size in sizes.items():
                 setattr(module, name, size)
+            for name in ("before_relu", "rectified"):
+                module.__dict__.pop(name, None)
+        elif isinstance(module, _SkippedReLU):
+            module.__class__ = nn.ReLU  # type: ignore[assignment]
+            del module.norm
     return plain
 
 
@@ -129,6 +156,8 @@ def _slimmable_class(plain: type[nn.Module]) -> type[nn.Module]:
     elif issubclass(plain, BATCH_NORM):
         sizes = {"num_features": _num_outputs}
         members |= {name: _vector(name) for name in ("weight", "running_mean", "running_var")}
+        if plain.forward is nn.BatchNorm2d.forward:
+            members |= {"forward": _norm_forward(plain), "before_relu": False, "rectified": False}
     else:
         raise TypeError(f"{plain.__name__} cannot be made slimmable")
     members |= {name: property(get) for name, get in sizes.items()}
@@ -157,6 +186,30 @@ def _vector(name: str) -> property:
     return property(read)
 
 
+def _norm_forward(plain: type[nn.Module]) -> Callable[..., Tensor]:
+    """``BatchNorm2d.forward`` by the fused kernel where it runs, with the ReLU behind it; else by PyTorch."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        batch_statistics = self.training or self._buffers["running_mean"] is None
+        self.rectified = can_fuse(x) and (batch_statistics or not torch.is_grad_enabled())
+        if not self.rectified:
+            out: Tensor = plain.forward(self, x)
+            return out
+        self.rectified = relu = self.before_relu
+        if not batch_statistics:
+            return normalize(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps, relu=relu)
+        out, mean, var = batch_norm(x, self.weight, self.bias, self.eps, relu=relu)
+        if self.training and self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+            factor = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            count = x.numel() / x.shape[1]
+            self.running_mean.lerp_(mean, factor)
+            self.running_var.lerp_(var * (count / (count - 1)), factor)
+        return out
+
+    return forward
+
+
 def _conv_forward(plain: type[nn.Conv2d]) -> Callable[..., Tensor]:
     """``Conv2d._conv_forward`` that takes a faster way to the same numbers where there is one.
 
@@ -171,6 +224,22 @@ def _conv_forward(plain: type[nn.Conv2d]) -> Callable[..., Tensor]:
             out: Tensor = plain._conv_forward(self, x, weight, bias)
             return out
         out = F.conv2d(x, weight, bias, 1, self.padding, self.dilation, self.groups)
-        return out[..., :: self.stride[0], :: self.stride[1]]
+        subsampled: Tensor = _Subsample.apply(out, *self.stride)  # type: ignore[no-untyped-call]
+        return subsampled
 
     return forward
+
+
+class _Subsample(torch.autograd.Function):
+    """Every n-th row and m-th column, in channels_last order both ways (slicing would hand back gradients in another)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: int, columns: int) -> Tensor:
+        ctx.shape, ctx.steps = x.shape, (rows, columns)
+        return x[..., ::rows, ::columns].contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        grad = torch.empty(ctx.shape, dtype=grads[0].dtype, memory_format=torch.channels_last).zero_()
+        grad[..., :: ctx.steps[0], :: ctx.steps[1]] = grads[0]
+        return grad, None, None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.space.widths import Segment, Space, Widths
-from bcnet.supernet.layers import BATCH_NORM, Side, Slices, make_plain, make_slimmable
+from bcnet.supernet.layers import BATCH_NORM, Side, Slices, fuse_relus, make_plain, make_slimmable
 
 
 class Supernet(nn.Module):
@@ -22,9 +22,10 @@ class Supernet(nn.Module):
         wide: hold ``K + k_min`` bins per group (BCNetV2) instead of ``K``. The added channels are drawn from the plain
             layer's own initial values, so any initialiser is kept; the first ``K`` bins hold the model's parameters.
         seed: of that draw.
+        fuse: let BN layers on the CPU do the ReLU behind them.
     """
 
-    def __init__(self, model: nn.Module, space: Space, *, wide: bool = False, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, space: Space, *, wide: bool = False, seed: int = 0, fuse: bool = True) -> None:
         super().__init__()
         self.space = space
         self.wide = wide
@@ -37,6 +38,8 @@ class Supernet(nn.Module):
             if isinstance(module, BATCH_NORM):
                 module.track_running_stats = False
         self.set_active_subnet(space.full, "left")
+        if fuse:
+            fuse_relus(self.net)
 
     def set_active_subnet(self, widths: Sequence[int], side: Side) -> None:
         """Restrict the network to channels ``[0, w)`` (left) or ``[l - w, l)`` (right) of every group."""

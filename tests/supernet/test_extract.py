@@ -24,7 +24,7 @@ def test_a_saved_network_loads_without_the_supernet(saved):
     for model in (None, DigitsResNet()):
         loaded, description = load_network(folder, model)
         torch.testing.assert_close(loaded(images), network(images))
-        assert loaded.blocks[0].conv1[0].out_channels == 4
+        assert loaded.blocks[0].conv1[0].out_channels == 12
         assert description["model"] == DESCRIPTION["model"]
 
 

@@ -44,11 +44,11 @@ def test_left_and_right_take_the_ends_of_every_group():
     space = trace(DigitsResNet(), (1, 8, 8))
     supernet = Supernet(DigitsResNet(), space, wide=True)
     whole = supernet.net.blocks[0].conv1[0]._parameters["weight"]
-    assert whole.shape[:2] == (10, 10)
+    assert whole.shape[:2] == (30, 10)
     supernet.set_active_subnet((3, 2, 1, 1, 1), "left")
-    assert torch.equal(supernet.net.blocks[0].conv1[0].weight, whole[:4, :6])
+    assert torch.equal(supernet.net.blocks[0].conv1[0].weight, whole[:12, :6])
     supernet.set_active_subnet((3, 2, 1, 1, 1), "right")
-    assert torch.equal(supernet.net.blocks[0].conv1[0].weight, whole[-4:, -6:])
+    assert torch.equal(supernet.net.blocks[0].conv1[0].weight, whole[-12:, -6:])
 
 
 def test_the_widest_left_subnet_is_the_model_itself():

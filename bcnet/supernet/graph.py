@@ -1,0 +1,39 @@
+"""The operations of a network, by torch.fx."""
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return hasattr(m, "slices") or super().is_leaf_module(m, module_qualified_name)
+
+
+def operations(net: nn.Module) -> fx.Graph:
+    """The operations of one forward pass; slimmable layers are operations as a whole.
+
+    Raises:
+        Exception: whatever the network's forward raises when it is run on placeholders.
+    """
+    return _Tracer().trace(net)
+
+
+def norms_before_relu(net: nn.Module) -> list[tuple[str, str | None]]:
+    """Layers used once whose result goes into a ReLU and nowhere else, and the name of that ReLU if it does nothing else."""
+    try:
+        nodes = list(operations(net).nodes)
+    except Exception:  # a network that torch.fx cannot follow: nothing is known of it
+        return []
+    calls = [str(node.target) for node in nodes if node.op == "call_module"]
+    found: list[tuple[str, str | None]] = []
+    for node in nodes:
+        if node.op != "call_module" or calls.count(str(node.target)) > 1 or len(node.users) != 1:
+            continue
+        (reader,) = node.users
+        name = str(reader.target)
+        if reader.op == "call_module" and type(net.get_submodule(name)) is nn.ReLU:
+            found.append((str(node.target), name if calls.count(name) == 1 else None))
+        elif reader.target in (F.relu, torch.relu, "relu", "relu_"):
+            found.append((str(node.target), None))
+    return found
