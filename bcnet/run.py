@@ -145,7 +145,14 @@ class Run:
     def strategy(self) -> Strategy:
         """How the supernet is trained."""
         train = self.config.train
-        return make_strategy(train.strategy, self.space, self.config.seed, train.num_random)
+        return make_strategy(
+            train.strategy,
+            self.space,
+            self.config.seed,
+            num_random=train.num_random,
+            pair_in_one_step=train.pair_in_one_step,
+            teacher=train.teacher,
+        )
 
     # Training -------------------------------------------------------------------------------------------------------
 

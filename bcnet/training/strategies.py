@@ -56,7 +56,9 @@ def plain_passes(step: int) -> list[Pass]:
     return [Pass()]
 
 
-def make_strategy(name: str, space: Space, seed: int, num_random: int = 2) -> Strategy:
+def make_strategy(
+    name: str, space: Space, seed: int, *, num_random: int = 2, pair_in_one_step: bool = False, teacher: bool = False
+) -> Strategy:
     """A strategy by name; the widths of step ``t`` follow from the seed and ``t`` alone.
 
     Args:
@@ -64,6 +66,9 @@ def make_strategy(name: str, space: Space, seed: int, num_random: int = 2) -> St
         space: whose widths are trained.
         seed: of the run.
         num_random: random widths per step of ``autoslim``.
+        pair_in_one_step: of ``bcnet`` and ``bcnetv2``: train widths and their complement in the same step.
+        teacher: of ``bcnet`` and ``bcnetv2``: every step also trains the whole supernet, by the labels, and its softmax
+            teaches the others.
     """
 
     def draw(index: int, count: int = 1) -> list[Widths]:
@@ -78,10 +83,13 @@ def make_strategy(name: str, space: Space, seed: int, num_random: int = 2) -> St
         return [Pass(space.full), *(Pass(widths, distilled=True) for widths in taught)]
 
     def bilateral(step: int) -> list[Pass]:
-        widths = draw(step // 2)[0]
-        if step % 2:
-            widths = space.complement(widths, wide)
-        return [Pass(widths, "left", 0.5), Pass(widths, "right", 0.5)]
+        widths = draw(step if pair_in_one_step else step // 2)[0]
+        pair = [widths, space.complement(widths, wide)]
+        chosen = pair if pair_in_one_step else pair[step % 2 : step % 2 + 1]
+        whole = [Pass((space.bins + wide * space.min_bins,) * len(space.groups))] if teacher else []
+        sides: tuple[Side, Side] = ("left", "right")
+        share = 1 / (2 * len(chosen))
+        return [*whole, *(Pass(one, side, share, distilled=teacher) for one in chosen for side in sides)]
 
     wide = name == "bcnetv2"
     if name in ("bcnet", "bcnetv2"):

@@ -197,8 +197,9 @@ class Trainer:
         if self.records is None:
             return
         by_widths: dict[tuple[int, ...], list[float]] = {}
+        taught = any(one.distilled for one in passes)  # the teacher's loss is of another kind
         for one, loss in zip(passes, losses, strict=True):
-            if one.widths is not None:
+            if one.widths is not None and one.distilled == taught:
                 by_widths.setdefault(one.widths, []).append(loss)
         for widths, values in by_widths.items():
             self.records.add(sum(values) / len(values), widths)

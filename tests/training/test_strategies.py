@@ -70,3 +70,19 @@ def test_losses_of_both_sides_are_averaged():
         passes = make_strategy(name, space(), 0).passes(0)
         assert [(one.side, one.weight) for one in passes] == [("left", 0.5), ("right", 0.5)]
         assert passes[0].widths == passes[1].widths
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+@pytest.mark.parametrize("pair_in_one_step", [False, True])
+def test_bcnetv2_stays_exactly_fair_with_a_teacher_and_with_pairs_in_one_step(teacher, pair_in_one_step):
+    s = space(4, 2)
+    strategy = make_strategy("bcnetv2", s, 0, teacher=teacher, pair_in_one_step=pair_in_one_step)
+    assert counts_of(strategy, s, 60).deviation == 0
+    passes = strategy.passes(3)
+    assert len(passes) == (4 if pair_in_one_step else 2) + teacher
+    assert sum(one.weight for one in passes if one.distilled == teacher) == 1
+    if teacher:
+        assert passes[0].widths == (6, 6, 6)
+        assert [one.distilled for one in passes] == [False] + [True] * (len(passes) - 1)
+    if pair_in_one_step:
+        assert passes[-1].widths == s.complement(passes[-3].widths, True)

@@ -1,0 +1,98 @@
+"""Time the cost table against a pass with hooks over a network built for the widths: the usual way.
+
+    python benchmarks/cost.py [FOLDER] [--quick] [--out FILE]
+
+Where FOLDER holds Results_MobileNet.json and Results_ResNet*.json of Channel-Bench-Macro, FLOPs and params of all 2 x 16,384
+networks are compared with the benchmark's own. Prints one JSON record.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import interleave, spread
+from torch import nn
+
+from bcnet.models.channel_bench import MOBILENET_CHANNELS, RESNET_CHANNELS, MobileNet, ResNet
+from bcnet.runtime import environment
+from bcnet.space.cost import CostTable
+from bcnet.space.trace import trace
+
+CALLS = 1000  # of the table in one measurement
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    record: dict[str, Any] = {}
+    for name, factory, full in (("MobileNet", MobileNet, MOBILENET_CHANNELS), ("ResNet", ResNet, RESNET_CHANNELS)):
+        table = CostTable(trace(factory(), (3, 32, 32)))
+        record[name] = measure(table, factory, full, 5 if options.quick else 25)
+        if options.folder:
+            path = next(iter(sorted(options.folder.glob(f"Results_{name}*.json"))))
+            truth = json.loads(path.read_text())
+            widths = [table.space.decode(arch) for arch in truth]
+            found = {cost: table.of_widths(widths, cost).tolist() for cost in ("flops", "params")}
+            differences = {cost: sum(a != e[cost] for a, e in zip(found[cost], truth.values(), strict=True)) for cost in found}
+            record[name] |= {"compared_with": path.name, "networks": len(truth), "differences": differences}
+    record["environment"] = environment()
+    text = json.dumps(record, indent=1)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+def measure(table: CostTable, factory: Any, full: tuple[int, ...], rounds: int) -> dict[str, Any]:
+    """Seconds per width vector of both ways, turn by turn, and of the whole space at once."""
+    everything = list(table.space.enumerate())
+    some = everything[:: len(everything) // rounds]
+
+    def hooked(number: int) -> int:
+        return count_with_hooks(factory(channels=[k * c // 4 for k, c in zip(some[number], full, strict=True)]))
+
+    def looked_up(number: int) -> None:
+        for _ in range(CALLS):
+            table.one(some[number], "flops")
+
+    assert all(hooked(number) == table.one(some[number], "flops") for number in range(3))
+    seconds = interleave({"hooks": hooked, "table": looked_up}, rounds, torch.device("cpu"))
+    start = time.perf_counter()
+    table.of_widths(everything, "flops")
+    whole = time.perf_counter() - start
+    hooks, one = spread(seconds["hooks"]), spread([value / CALLS for value in seconds["table"]])
+    return {
+        "seconds_hooks": hooks,
+        "seconds_table": one,
+        "seconds_whole_space": whole,
+        "ratio_one_width_vector": hooks["median"] / one["median"],
+        "ratio_whole_space_per_width_vector": hooks["median"] / (whole / len(everything)),
+    }
+
+
+def count_with_hooks(network: nn.Module) -> int:
+    """FLOPs of one network by a forward pass with hooks: the usual way."""
+    total = 0
+
+    def count(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv2d):
+            total += output[0].numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            total += module.weight.numel()
+
+    for module in network.modules():
+        module.register_forward_hook(count)
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 32, 32))
+    return total
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Time the scoring of many width vectors against scoring each by itself, on the same images, in one process.
+
+    python benchmarks/score.py [--model mobilenet|resnet] [--run RUN] [--widths 256|all] [--images 512] [--quick] [--out FOLDER]
+
+Both sides of every candidate are calibrated on ``--images`` images and evaluated on as many. Three ways: the plain reference
+(``reference.py``, float32), the supernet one by one, and the walk that shares what candidates have in common. The scores
+must agree. With ``--run`` (a trained run of the same model) images and weights are real, and the rank agreement of bf16 with
+float32 is measured over the same candidates; otherwise both are noise. Candidates are the first so many of the space in
+lexicographic order (``all``: the whole space) and, beside them, one generation of 40 random ones.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import interleave, peak_memory_mib, spread
+from reference import Reference
+from scipy import stats
+from step import MODELS
+from torch import Tensor
+
+from bcnet.data.batches import EvalBatches
+from bcnet.data.sources import ImageSet
+from bcnet.run import Run
+from bcnet.runtime import environment, resolve_device, tune_malloc
+from bcnet.search.scorer import Scorer
+from bcnet.space.trace import trace
+from bcnet.space.widths import Widths
+from bcnet.supernet.supernet import Supernet
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(MODELS), default="mobilenet")
+    parser.add_argument("--run", type=Path, help="a trained run")
+    parser.add_argument("--widths", default="256")
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--quick", action="store_true", help="16 candidates on 128 images, no more than 40 s")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.quick:
+        options.widths, options.images, options.batch = "16", 128, 128
+    return options
+
+
+def parts(options: argparse.Namespace, device: torch.device) -> tuple[Any, Supernet, EvalBatches, EvalBatches]:
+    """The plain model, the supernet, calibration and validation images."""
+    if options.run:
+        run = Run.open(options.run, [f"device={options.device}"])
+        supernet = run.trained.trained
+        calibration = EvalBatches(run.data.train, run.normalize, options.batch, options.images)
+        return run.model, supernet, calibration, EvalBatches(run.data.val, run.normalize, options.batch, options.images)  # type: ignore[return-value]
+    torch.manual_seed(0)
+    model = MODELS[options.model]()
+    supernet = Supernet(model, trace(model, (3, 32, 32)), wide=True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def noise(seed: int) -> EvalBatches:
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(256, (options.images, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(10, (options.images,), generator=generator)
+        scale = lambda x: (x.to(device).contiguous(memory_format=torch.channels_last).float() - 127.5) / 74  # noqa: E731
+        scale.device = device  # type: ignore[attr-defined]
+        return EvalBatches(ImageSet(images, labels), scale, options.batch)  # type: ignore[arg-type]
+
+    return model, supernet, noise(1), noise(2)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parse()
+    device = resolve_device(options.device)
+    tune_malloc()
+    model, supernet, calibration, validation = parts(options, device)
+    space = supernet.space
+    everything = list(space.enumerate())
+    block = everything if options.widths == "all" else everything[: int(options.widths)]
+    rng = np.random.default_rng(0)
+    generation = sorted({space.sample(rng) for _ in range(40)})
+    reference = Reference(supernet, model).to(device)
+    batches = [[(x.contiguous(), y) for x, y in images] for images in (calibration, validation)]
+
+    def alone(bf16: bool) -> Scorer:
+        return scorer(bf16, 1e-9)
+
+    def scorer(bf16: bool, memory_gib: float = 16.0) -> Scorer:
+        return Scorer(supernet, calibration, validation, metric="neg_cross_entropy", bf16=bf16, memory_gib=memory_gib)
+
+    few = [block[n] for n in rng.choice(len(block), min(len(block), 2 if options.quick else 5), replace=False)]
+    ways = {
+        "reference fp32": lambda n: reference.score(few[n], *batches),
+        "alone fp32": lambda n: alone(False).score(few[n]),
+        "alone bf16": lambda n: alone(True).score(few[n]),
+    }
+    record: dict[str, Any] = {"model": options.model, "run": bool(options.run), "images": [len(calibration), len(validation)]}
+    seconds = interleave(ways, len(few), device)  # type: ignore[arg-type]
+    one = spread(seconds["reference fp32"])
+    for name in ways:
+        ratio = float(np.median(np.divide(seconds["reference fp32"], seconds[name])))
+        record[name] = spread(seconds[name]) | {"ratio_to_reference": ratio}
+    expected = {widths: -float(np.mean(reference.score(widths, *batches))) for widths in few}
+    record["peak_memory_mib_alone"] = peak_memory_mib(lambda: alone(True).score(few[0]), device)
+
+    for label, wanted in (("lexicographic block", block), ("generation of random widths", generation)):
+        for bf16 in (False, True):
+            fresh = scorer(bf16)
+            assert fresh.walker is not None
+            start = time.perf_counter()
+            found = fresh.score_many(wanted)
+            each = (time.perf_counter() - start) / len(wanted)
+            name = f"{label}, {'bf16' if bf16 else 'fp32'}"
+            record[name] = {"candidates": len(wanted), "seconds_per_candidate": each, "ratio_to_reference": one["median"] / each}
+            if label == "lexicographic block":
+                record[name]["largest_difference"] = max(abs(found[w] / expected[w] - 1) for w in few)
+                assert bf16 or record[name]["largest_difference"] < 1e-4, record
+                record.setdefault("scores", []).append(found)
+        macs = fresh.walker.multiply_adds(wanted)
+        record[f"{label}, multiply-adds saved"] = macs[0] / macs[1]
+    fp32, bf16_scores = record.pop("scores")
+    if options.run:
+        tau = stats.kendalltau(list(fp32.values()), [bf16_scores[w] for w in fp32]).statistic
+        record["kendall_tau_of_bf16_with_fp32"] = float(tau)
+    few_more: list[Widths] = few[:1]
+    record["peak_memory_mib_walk"] = peak_memory_mib(lambda: scorer(True).score_many(few_more + generation), device)
+    record["environment"] = environment(device)
+    print(json.dumps(record, indent=1))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"score_{options.model}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Time the supernet's training step against a plain one on the same work, in one process, turn by turn.
+
+    python benchmarks/step.py [--model mobilenet|resnet] [--batch 128] [--device cpu] [--quick] [--out FOLDER] [--scaling]
+
+One step is a width vector on the left and on the right: forward, backward, SGD. images/s counts the batch once. The
+reference (``reference.py``) runs under the same tuned allocator, and once more in a process of its own with the default one.
+Both must compute the same loss. Prints a JSON record; with ``--out`` also writes it, and with ``--scaling`` draws
+``scaling.png``: seconds of a step against width, batch and number of groups.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure import ceilings, child, count_operations, interleave, peak_memory_mib, spread
+from reference import Reference
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bcnet.models.channel_bench import MobileNet, ResNet
+from bcnet.runtime import autocast, environment, resolve_device, tune_malloc
+from bcnet.space.cost import CostTable
+from bcnet.space.trace import trace
+from bcnet.supernet.supernet import Supernet
+
+MODELS = {"mobilenet": MobileNet, "resnet": ResNet}
+
+
+class Bench:
+    """A supernet, its reference and a batch of noise."""
+
+    def __init__(self, model: nn.Module, batch: int, device: torch.device) -> None:
+        self.device = device
+        self.space = trace(model, (3, 32, 32))
+        supernet = Supernet(model, self.space, wide=True)
+        self.reference = Reference(supernet, model).to(device)
+        self.supernet = supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.plain_optimizer = torch.optim.SGD(self.reference.parameters(), 1e-4, momentum=0.9, foreach=False)
+        self.optimizer = torch.optim.SGD(self.supernet.parameters(), 1e-4, momentum=0.9)
+        rng = np.random.default_rng(0)
+        self.widths = [self.space.sample(rng) for _ in range(64)]
+        self.batch_of(batch)
+
+    def batch_of(self, size: int) -> None:
+        """Use another batch size."""
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(size, 3, 32, 32, generator=generator).to(self.device)
+        self.labels = torch.randint(10, (size,), generator=generator).to(self.device)
+
+    def plain(self, number: int) -> list[float]:
+        """A step of the reference."""
+        return self.reference.step(self.images, self.labels, self.widths[number], self.plain_optimizer)
+
+    def fast(self, number: int, bf16: bool, widths: tuple[int, ...] | None = None) -> Tensor:
+        """A step of the supernet, as the trainer does it."""
+        self.supernet.train()
+        images = self.images.contiguous(memory_format=torch.channels_last)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for side in ("left", "right"):
+            self.supernet.set_active_subnet(widths or self.widths[number], side)  # type: ignore[arg-type]
+            with autocast(self.device, bf16):
+                logits = self.supernet(images)
+            loss = F.cross_entropy(logits.float(), self.labels)
+            loss.backward()
+            losses.append(loss.detach())
+        self.optimizer.step()
+        return torch.stack(losses)
+
+    def check(self) -> dict[str, float]:
+        """Largest relative difference of the two losses over a few width vectors."""
+        worst = {"fp32": 0.0, "bf16": 0.0}
+        learning = [group for o in (self.optimizer, self.plain_optimizer) for group in o.param_groups]
+        for group in learning:
+            group["lr"] = 0.0
+        for number in range(3):
+            expected = torch.tensor(self.plain(number))
+            for name in worst:
+                found = self.fast(number, name == "bf16").cpu()
+                worst[name] = max(worst[name], float(((found - expected) / expected).abs().max()))
+        for group in learning:
+            group["lr"] = 1e-4
+        assert worst["fp32"] < 1e-4, worst
+        assert worst["bf16"] < 0.02, worst
+        return worst
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(MODELS), default="mobilenet")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="a few rounds, no more than 40 s")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--reference-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    device = resolve_device(options.device)
+    tuned = tune_malloc()
+    torch.manual_seed(0)
+    bench = Bench(MODELS[options.model](), options.batch, device)
+    rounds = 3 if options.quick else options.rounds
+    if options.reference_only:
+        print(json.dumps(spread(interleave({"": bench.plain}, rounds, device)[""])))
+        return
+    record: dict[str, object] = {"model": options.model, "batch": options.batch, "malloc_tuned": tuned, "loss_differs_by": bench.check()}
+    variants = {"reference fp32": bench.plain, "fast fp32": lambda n: bench.fast(n, False), "fast bf16": lambda n: bench.fast(n, True)}
+    seconds = interleave(variants, rounds, device)  # type: ignore[arg-type]
+    if device.type == "cpu":
+        again = ["--model", options.model, "--batch", str(options.batch), "--rounds", str(rounds), "--device", "cpu", "--reference-only"]
+        printed = json.loads(child([__file__, *again], os.environ | {"BCNET_MALLOC": "default"}))
+        record["reference, default malloc"] = printed | {"images_per_s": options.batch / printed["median"]}
+    tops = ceilings(device, options.quick)
+    flops = float(np.mean(CostTable(bench.space).of_widths(bench.widths[:rounds], "flops")))
+    for name, call in variants.items():
+        row = spread(seconds[name])
+        kind = "bf16" if name.endswith("bf16") else "fp32"
+        gmacs = 2 * 3 * flops * options.batch / row["median"] / 1e9  # two sides; forward, and twice that backward
+        record[name] = row | {
+            "images_per_s": options.batch / row["median"],
+            "ratio_to_reference": float(np.median(np.divide(seconds["reference fp32"], seconds[name]))),
+            "dispatched_operations": count_operations(lambda call=call: call(0)),
+            "peak_memory_mib": peak_memory_mib(lambda call=call: call(0), device),
+            "share_of_matmul_ceiling": gmacs / tops[f"matmul_{kind}_gmacs"],
+        }
+    default = record.get("reference, default malloc")
+    if isinstance(default, dict):
+        record["bf16_against_default_malloc"] = default["median"] / spread(seconds["fast bf16"])["median"]
+    record |= {"ceilings": tops, "environment": environment(device)}
+    print(json.dumps(record, indent=1))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"step_{options.model}.json").write_text(json.dumps(record, indent=1) + "\n")
+        if options.scaling:
+            draw_scaling(options.out / f"step_{options.model}_scaling.png", bench, device)
+
+
+def draw_scaling(path: Path, bench: Bench, device: torch.device) -> None:
+    """Seconds of a bf16 step against uniform width, batch, and number of groups that are not at their narrowest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    space = bench.space
+    size = len(bench.images)
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+
+    def time_of(widths: tuple[int, ...]) -> float:
+        return min(interleave({"": lambda _: bench.fast(0, True, widths)}, 4, device)[""])
+
+    by_width = [(k / space.bins, time_of((k,) * len(space.groups))) for k in range(1, space.bins + 1)]
+    narrow, full = space.narrowest, space.full
+    by_groups = [(n, time_of((*full[:n], *narrow[n:]))) for n in range(len(space.groups) + 1)]
+    by_batch = []
+    for batch in (size // 4, size // 2, size):
+        bench.batch_of(batch)
+        by_batch.append((batch, time_of((2,) * len(space.groups))))
+    curves = {
+        "uniform width (share of the channels)": tuple(zip(*by_width, strict=True)),
+        "batch, at half width": tuple(zip(*by_batch, strict=True)),
+        "first groups at full width, the others at a quarter": tuple(zip(*by_groups, strict=True)),
+    }  # type: ignore[assignment]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for axis, (label, (x, y)) in zip(axes, curves.items(), strict=True):
+        axis.plot(x, y, "o-")
+        axis.set(xlabel=label, ylabel="seconds per step (bf16)", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
