@@ -46,7 +46,7 @@ class Halves(nn.Module):
 
 def test_residual_streams_are_one_group_in_order_of_use():
     space = trace(DigitsResNet(), (1, 8, 8))
-    assert [group.channels for group in space.groups] == [8, 8, 16, 16, 16]
+    assert [group.channels for group in space.groups] == [8, 24, 16, 16, 16]
     assert space.groups[0].layers == ("stem.0", "blocks.0.conv2.0")
     assert dict(space.fixed) == {"classifier": "the outputs of the model"}
 
