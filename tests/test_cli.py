@@ -85,7 +85,30 @@ def test_quickstart_does_it_all(bcnet, tmp_path):
     code, out, _ = bcnet("quickstart", "--out", tmp_path / "q", *QUICK)
     assert code == 0
     assert re.search(r"found .* over 3 seeds", out)
-    assert (tmp_path / "q" / "index.html").stat().st_size > 100_000
+    assert "1,024 networks" in out
+    assert json.loads((tmp_path / "q" / "ranking.json").read_text())["num_networks"] == 1024
+    page = (tmp_path / "q" / "index.html").read_text()
+    assert len(page) > 100_000
+    assert "How far the scores can be trusted" in page
+
+
+def test_quickstart_with_another_model_is_not_ranked(bcnet, tmp_path):
+    code, out, _ = bcnet("quickstart", "--out", tmp_path / "q", *QUICK, "model.args={channels: [8, 8, 8, 8, 8]}")
+    assert code == 0
+    assert "not ranked: the truth is of another model" in out
+    assert not (tmp_path / "q" / "ranking.json").exists()
+
+
+def test_the_embedded_benchmark_goes_by_its_name(bcnet, tmp_path):
+    code, out, _ = bcnet("truth", "show", "channel_bench_digits", "--out", tmp_path)
+    assert code == 0
+    assert "1,024 networks, 10 seeds each" in out
+    assert (tmp_path / "truth.html").is_file()
+    scores = {name: sum(map(int, name)) for name in ("11111", "12341", "44444", "43214")}
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": scores}))
+    code, out, _ = bcnet("rank", tmp_path / "scores.json", "--truth", "channel_bench_digits")
+    assert code == 0
+    refused(bcnet("rank", tmp_path / "scores.json", "--truth", "channel_bench_digit"), "no such file", "channel_bench_digits")
 
 
 def test_costs_and_groups_are_printed(bcnet):
@@ -207,22 +230,22 @@ def test_a_full_disk_loses_nothing(run):
 def test_ctrl_c_in_a_search_says_how_to_go_on(bcnet, run, monkeypatch):
     done = []
 
-    def evaluate(self, widths):
-        if len(done) == 3:
+    def evaluate(self, block, tick):
+        if done:
             raise KeyboardInterrupt
-        done.append(widths)
-        return original(self, widths)
+        done.extend(block)
+        return original(self, block, tick)
 
     from bcnet.search.scorer import Scorer
 
-    original = Scorer._evaluate_sides
-    monkeypatch.setattr(Scorer, "_evaluate_sides", evaluate)
+    original = Scorer._evaluate
+    monkeypatch.setattr(Scorer, "_evaluate", evaluate)
     code, _, err = bcnet("search", run.folder, "--budget", "flops=0.5")
     assert code == 130
     assert "the same command goes on" in err
     assert "Traceback" not in err
     (cache,) = (run.folder / "scores").iterdir()
-    assert len(cache.read_text().splitlines()) == 3
+    assert len(cache.read_text().splitlines()) == len(done) > 3
 
 
 def test_it_runs_as_a_module_and_help_is_quick():

@@ -1,10 +1,16 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from bcnet.benchmark.ground_truth import load_ground_truth
+from bcnet.benchmark.build import build_truth
+from bcnet.benchmark.compare import check_costs
+from bcnet.benchmark.ground_truth import CHANNEL_BENCH_DIGITS, find_truth, load_ground_truth
+from bcnet.benchmark.ranking import rank
 from bcnet.benchmark.scores import load_scores
+from bcnet.config import load_config
 from bcnet.errors import UserError
+from bcnet.run import Run
 
 GOOD = {"acc": [90.0, 91.0], "mean": 90.5, "std": 0.5, "params": 10, "flops": 20}
 
@@ -60,3 +66,27 @@ def test_score_files_are_checked(tmp_path, tree):
 
 def test_scores_are_read(tmp_path):
     assert load_scores(write(tmp_path, {"meta": {}, "scores": {"12": 1, "21": 0.5}})) == {"12": 1.0, "21": 0.5}
+
+
+def test_the_embedded_benchmark_is_whole_and_of_the_model_it_names():
+    """All widths, ten seeds each, costs of the model as it is now, the recipe of the shipped config; and it is not easy."""
+    truth = load_ground_truth(find_truth(CHANNEL_BENCH_DIGITS))
+    run = Run(Path("nowhere"), load_config("digits/truth"))
+    check_costs(truth, run.costs)
+    assert sorted(truth.names) == [run.space.encode(widths) for widths in run.space.enumerate()]
+    assert truth.acc.shape == (1024, 10)
+    recipe = run.config.model_dump(mode="json")
+    assert {key: truth.meta["config"][key] for key in ("data", "model", "space", "retrain")} == {
+        key: recipe[key] for key in ("data", "model", "space", "retrain")
+    }
+    ranking = rank({name: float(flops) for name, flops in zip(truth.names, truth.flops, strict=True)}, truth, resamples=0)
+    assert ranking["noise_ceiling"] > 0.9
+    assert ranking["predictors"]["flops"]["kendall"]["value"] < 0.6
+
+
+def test_one_network_of_the_embedded_benchmark_can_be_trained_again(tmp_path):
+    """Rounding differs between machines and versions of torch, a network of two seeds by no more than a few points."""
+    embedded = load_ground_truth(find_truth(CHANNEL_BENCH_DIGITS))
+    build_truth(load_config("digits/truth"), tmp_path / "again.json", [(4, 2, 3, 4, 2)], 2)
+    again = load_ground_truth(tmp_path / "again.json")
+    assert again.acc[0] == pytest.approx(embedded.acc[embedded.names.index("42342"), :2], abs=4.0)
