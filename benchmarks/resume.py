@@ -1,9 +1,9 @@
-"""Kill a training with SIGKILL at random instants, resume it each time, and compare with an undisturbed run.
+"""Kill a training, or a build of ground truth, with SIGKILL at random instants; go on each time; compare with an undisturbed one.
 
-    python benchmarks/resume.py [--kills 20] [--seed 0] [--out FOLDER]
+    python benchmarks/resume.py [--of train|truth] [--kills 20] [--seed 0] [--out FOLDER]
 
-The kills are spread over the run at random steps, each a random time after the step's checkpoint appeared, so that they
-fall into steps, into checkpoints being written and into starts. Prints one JSON record.
+The kills are spread over the run, each a random time after a random step's checkpoint (or a random width's journal line)
+appeared, so that they fall into steps, into files being written and into starts. Prints one JSON record.
 """
 
 import argparse
@@ -20,51 +20,66 @@ import torch
 from bcnet.runtime import environment
 from bcnet.training.checkpoint import load_checkpoint
 
-SETTINGS = ["digits/bcnetv2", "train.epochs=200", "train.ema_decay=0.99", "checkpoint_seconds=0.2"]
+WORK = {
+    "train": ["train", "digits/bcnetv2", "train.epochs=200", "train.ema_decay=0.99", "checkpoint_seconds=0.2", "--resume"],
+    "truth": ["truth", "build", "digits/truth", "retrain.epochs=3", "--widths", "400", "--seeds", "3", "--workers", "2"],
+}
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def main() -> None:
     """Run the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--of", choices=sorted(WORK), default="train")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     folder = options.out or Path(tempfile.mkdtemp())
-    command = [sys.executable, "-m", "bcnet", "train", *SETTINGS]
+    whole, killed = (folder / f"{name}{'.json' if options.of == 'truth' else ''}" for name in ("whole", "killed"))
+    command = [sys.executable, "-m", "bcnet", *WORK[options.of], "--out"]
     start = time.monotonic()
-    subprocess.run([*command, "--out", str(folder / "whole")], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run([*command, str(whole)], check=True, **QUIET)
     seconds = time.monotonic() - start
+    total = _total(whole)
     rng = random.Random(options.seed)
-    checkpoint = folder / "killed" / "checkpoint.pt"
-    total = load_checkpoint(folder / "whole" / "checkpoint.pt")["step"]
-    steps: list[int] = []
+    stood_at: list[int] = []
     for target in sorted(rng.randrange(int(0.9 * total)) for _ in range(options.kills)):
-        life = subprocess.Popen(
-            [*command, "--out", str(folder / "killed"), "--resume"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while life.poll() is None and _step(checkpoint) < target:
+        life = subprocess.Popen([*command, str(killed)], **QUIET)
+        while life.poll() is None and _progress(killed) < target:
             time.sleep(0.01)
         time.sleep(rng.uniform(0.0, 0.5))
         if life.poll() is not None:
-            sys.exit(f"a life ended by itself with code {life.returncode} after {len(steps)} kills")
+            sys.exit(f"a life ended by itself with code {life.returncode} after {len(stood_at)} kills")
         life.kill()
         life.wait()
-        steps.append(_step(checkpoint))
-        print(f"kill {len(steps)}: the checkpoint stands at step {steps[-1]}", file=sys.stderr)
-    subprocess.run(
-        [*command, "--out", str(folder / "killed"), "--resume"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    whole, killed = (load_checkpoint(folder / name / "checkpoint.pt") for name in ("whole", "killed"))
-    same = {part: _same(whole[part], killed[part]) for part in ("model", "ema", "optimizer", "counts", "records")} | {
-        "loss": _same(whole["history"]["loss"], killed["history"]["loss"])
-    }
-    record = {"settings": SETTINGS, "seed": options.seed, "kills_at_checkpoint_step": steps, "total_steps": whole["step"], "equal": same}
-    print(json.dumps(record | {"undisturbed_seconds": round(seconds, 1), "environment": environment()}, indent=1))
+        stood_at.append(_progress(killed))
+        print(f"kill {len(stood_at)}: stands at {stood_at[-1]} of {total}", file=sys.stderr)
+    subprocess.run([*command, str(killed)], check=True, **QUIET)
+    record = {"work": WORK[options.of], "seed": options.seed, "stood_at_after_each_kill": stood_at, "total": total}
+    record |= {"equal": _compare(whole, killed), "undisturbed_seconds": round(seconds, 1), "environment": environment()}
+    print(json.dumps(record, indent=1))
 
 
-def _step(checkpoint: Path) -> int:
-    return int(load_checkpoint(checkpoint)["step"]) if checkpoint.exists() else 0
+def _total(whole: Path) -> int:
+    """Steps of the whole training, or widths of the whole file."""
+    return len(json.loads(whole.read_text())) - 1 if whole.is_file() else _progress(whole)
+
+
+def _progress(out: Path) -> int:
+    """The checkpoint's step, or the journal's lines."""
+    journal = out.with_name(f"{out.name}.partial")
+    if out.suffix == ".json":
+        return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
+    return int(load_checkpoint(out / "checkpoint.pt")["step"]) if (out / "checkpoint.pt").exists() else 0
+
+
+def _compare(whole: Path, killed: Path) -> dict[str, bool]:
+    if whole.is_file():
+        return {"file": whole.read_bytes() == killed.read_bytes(), "journal is gone": not _progress(killed)}
+    one, other = (load_checkpoint(folder / "checkpoint.pt") for folder in (whole, killed))
+    same = {part: _same(one[part], other[part]) for part in ("model", "ema", "optimizer", "counts", "records")}
+    return same | {"loss": _same(one["history"]["loss"], other["history"]["loss"])}
 
 
 def _same(one: object, other: object) -> bool:

@@ -77,7 +77,9 @@ def find_truth(name: str) -> Path:
         return shipped(f"benchmarks/{name}.json")
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"{name}: no such file; expected ground truth such as Results_MobileNet.json, or {CHANNEL_BENCH_DIGITS}, which is built in")
+        raise UserError(
+            f"{name}: no such file; expected ground truth such as Results_MobileNet.json, or {CHANNEL_BENCH_DIGITS}, which is built in"
+        )
     return path
 
 

@@ -41,7 +41,7 @@ def test_methods_get_equal_passes_and_a_second_call_trains_nothing(tmp_path, tru
     assert [method["epochs"] for method in found["methods"].values()] == [2, 1, 4]
     assert len({seed["kendall"] for seed in found["methods"]["bcnetv2"]["per_seed"]}) == 2
     monkeypatch.setattr("bcnet.training.trainer.Trainer._train_step", None)
-    monkeypatch.setattr("bcnet.search.scorer.Scorer._evaluate_sides", None)
+    monkeypatch.setattr("bcnet.search.scorer.Scorer._evaluate", None)
     again = compare(configs, truth, 2, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == json.loads(json.dumps(found)) == json.loads(json.dumps(again))
 
