@@ -201,7 +201,8 @@ def differing_keys(one: Config, other: Config) -> list[str]:
 def shipped_configs() -> list[str]:
     """Names of the shipped configs."""
     folder = shipped("configs")
-    return sorted(str(path.relative_to(folder).with_suffix("").as_posix()) for path in folder.rglob("*.yaml"))
+    names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("study/"))  # those are lists of experiments
 
 
 def find_config(name: str | Path) -> Path:

@@ -56,10 +56,12 @@ def compare(
             say(f"{name}, seed {seed}: tau {tau:.3f} after {results[-1]['passes']:,} passes in {results[-1]['train_seconds']:.1f} s")
         counts = run.trained.counts
         assert counts is not None
+        together = np.mean([_standard(np.array(result["scores"])) for result in results], 0)
         methods[name] = {
             "strategy": config.train.strategy,
             "epochs": epochs,
             "per_seed": results,
+            "kendall_of_mean_score": predictor_row(together, truth)["kendall"],
             "counts": counts.counts.tolist(),
         }
     found = {"num_networks": len(truth), "num_seeds": num_seeds, "methods": methods, "baselines": baselines(truth)}
@@ -90,13 +92,32 @@ def check_costs(truth: GroundTruth, costs: CostTable) -> None:
 
 def _evaluate(run: Run, truth: GroundTruth) -> dict[str, Any]:
     trainer = run.train()
-    found = run.scorer.score_many([run.space.decode(name) for name in truth.names], f"scoring {run.folder.parent.name}")
-    scores = np.array([found[run.space.decode(name)] for name in truth.names])
+    widths = [run.space.decode(name) for name in truth.names]
+    found = run.scorer.score_many(widths, f"scoring {run.folder.parent.name}")
+    scores = np.array([found[one] for one in widths])
     return predictor_row(scores, truth) | {
         "passes": trainer.history.passes,
         "train_seconds": trainer.history.seconds,
+        "kendall_by_score": _by_score(run, truth),
         "scores": [float(score) for score in scores],
     }
+
+
+def _by_score(run: Run, truth: GroundTruth) -> dict[str, float]:
+    """Kendall tau of both metrics on every side and on their mean, from the same evaluations."""
+    evaluations = [run.scorer.evaluations[name] for name in truth.names]
+    taus = {}
+    for metric, sign in (("accuracy", 1), ("cross_entropy", -1)):
+        sides = {side: np.array([sign * getattr(one[side], metric) for one in evaluations]) for side in run.strategy.sides}
+        for name, values in (sides | {"mean": np.mean(list(sides.values()), 0)}).items():
+            taus[f"{metric}, {name}"] = correlate(values, truth.mean, resamples=0)["kendall"]["value"]
+    return taus
+
+
+def _standard(scores: Floats) -> Floats:
+    """Scores of mean 0 and deviation 1, so that every supernet counts the same in a mean."""
+    standard: Floats = (scores - scores.mean()) / max(float(scores.std()), 1e-12)
+    return standard
 
 
 def predictor_row(scores: Floats, truth: GroundTruth) -> dict[str, Any]:
