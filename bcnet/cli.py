@@ -538,14 +538,14 @@ def quickstart(
     """Handwritten digits on the CPU in under three minutes: supernet, search, how well it ranks, retraining, one page."""
     from bcnet.config import load_config
 
-    settings = load_config("digits/bcnetv2", overrides or ())
+    settings = load_config("digits/bcnetv2_taught", overrides or ())
     with _runtime(settings.device) as say:
         from bcnet.benchmark.compare import check_costs
         from bcnet.benchmark.ground_truth import CHANNEL_BENCH_DIGITS, find_truth, load_ground_truth
         from bcnet.run import Run
 
         run = Run.create(out, settings, resume=True)
-        say(f"[bold]1/5[/bold] train one supernet ({settings.train.strategy}) that holds every width of {settings.model.name}")
+        say(f"[bold]1/5[/bold] train one supernet ({settings.train.strategy}, taught by itself) that holds every width of {settings.model.name}")
         train_supernet(run, say)
         say("[bold]2/5[/bold] search the best width at half the FLOPs")
         best = search_widths(run, "flops=0.5", say)["best"]["widths"]
