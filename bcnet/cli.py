@@ -545,7 +545,7 @@ def quickstart(
         from bcnet.run import Run
 
         run = Run.create(out, settings, resume=True)
-        say(f"[bold]1/5[/bold] train one supernet ({settings.train.strategy}, taught by itself) that holds every width of {settings.model.name}")
+        say(f"[bold]1/5[/bold] train one supernet ({settings.train.strategy}) that holds every width of {settings.model.name}")
         train_supernet(run, say)
         say("[bold]2/5[/bold] search the best width at half the FLOPs")
         best = search_widths(run, "flops=0.5", say)["best"]["widths"]

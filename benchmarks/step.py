@@ -39,7 +39,7 @@ class Bench:
         self.reference = Reference(supernet, model).to(device)
         self.supernet = supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain_optimizer = torch.optim.SGD(self.reference.parameters(), 1e-4, momentum=0.9, foreach=False)
-        self.optimizer = torch.optim.SGD(self.supernet.parameters(), 1e-4, momentum=0.9)
+        self.optimizer = torch.optim.SGD(self.supernet.parameters(), 1e-4, momentum=0.9, fused=True)
         rng = np.random.default_rng(0)
         self.widths = [self.space.sample(rng) for _ in range(64)]
         self.batch_of(batch)

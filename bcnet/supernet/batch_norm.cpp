@@ -169,33 +169,35 @@ void backward(const T* grad, const T* x, const float* weight, const float* bias,
 
 extern "C" {
 
-void bn_apply_float(const float* x, const float* weight, const float* bias, float* y, const float* mean, const float* var, int64_t rows,
+// statistics: mean and biased variance, (2, C).
+
+void bn_apply_float(const float* x, const float* weight, const float* bias, float* y, const float* statistics, int64_t rows,
                     int64_t channels, float eps, int relu, int threads) {
-  apply(x, weight, bias, y, mean, var, rows, channels, eps, relu != 0, threads);
+  apply(x, weight, bias, y, statistics, statistics + channels, rows, channels, eps, relu != 0, threads);
 }
 
-void bn_apply_bfloat16(const bf16* x, const float* weight, const float* bias, bf16* y, const float* mean, const float* var, int64_t rows,
+void bn_apply_bfloat16(const bf16* x, const float* weight, const float* bias, bf16* y, const float* statistics, int64_t rows,
                        int64_t channels, float eps, int relu, int threads) {
-  apply(x, weight, bias, y, mean, var, rows, channels, eps, relu != 0, threads);
+  apply(x, weight, bias, y, statistics, statistics + channels, rows, channels, eps, relu != 0, threads);
 }
 
-void bn_forward_float(const float* x, const float* weight, const float* bias, float* y, float* mean, float* var, int64_t rows,
+void bn_forward_float(const float* x, const float* weight, const float* bias, float* y, float* statistics, int64_t rows,
                       int64_t channels, float eps, int relu, int threads) {
-  forward(x, weight, bias, y, mean, var, rows, channels, eps, relu != 0, threads);
+  forward(x, weight, bias, y, statistics, statistics + channels, rows, channels, eps, relu != 0, threads);
 }
 
-void bn_forward_bfloat16(const bf16* x, const float* weight, const float* bias, bf16* y, float* mean, float* var, int64_t rows,
+void bn_forward_bfloat16(const bf16* x, const float* weight, const float* bias, bf16* y, float* statistics, int64_t rows,
                          int64_t channels, float eps, int relu, int threads) {
-  forward(x, weight, bias, y, mean, var, rows, channels, eps, relu != 0, threads);
+  forward(x, weight, bias, y, statistics, statistics + channels, rows, channels, eps, relu != 0, threads);
 }
 
-void bn_backward_float(const float* grad, const float* x, const float* weight, const float* bias, const float* mean, const float* var,
+void bn_backward_float(const float* grad, const float* x, const float* weight, const float* bias, const float* statistics,
                        float* grad_x, float* grad_weight, float* grad_bias, int64_t rows, int64_t channels, float eps, int relu, int threads) {
-  backward(grad, x, weight, bias, mean, var, grad_x, grad_weight, grad_bias, rows, channels, eps, relu != 0, threads);
+  backward(grad, x, weight, bias, statistics, statistics + channels, grad_x, grad_weight, grad_bias, rows, channels, eps, relu != 0, threads);
 }
 
-void bn_backward_bfloat16(const bf16* grad, const bf16* x, const float* weight, const float* bias, const float* mean, const float* var,
+void bn_backward_bfloat16(const bf16* grad, const bf16* x, const float* weight, const float* bias, const float* statistics,
                           bf16* grad_x, float* grad_weight, float* grad_bias, int64_t rows, int64_t channels, float eps, int relu, int threads) {
-  backward(grad, x, weight, bias, mean, var, grad_x, grad_weight, grad_bias, rows, channels, eps, relu != 0, threads);
+  backward(grad, x, weight, bias, statistics, statistics + channels, grad_x, grad_weight, grad_bias, rows, channels, eps, relu != 0, threads);
 }
 }

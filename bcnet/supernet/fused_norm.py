@@ -78,39 +78,41 @@ def can_fuse(x: Tensor) -> bool:
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float, *, relu: bool) -> Tensor:
     """BN of ``(N, C, H, W)`` with given statistics ``(C,)``, and ReLU if asked; without gradients."""
     y = torch.empty_like(x)
-    _call("bn_apply", x.dtype, x, weight, bias, y, mean.contiguous(), var.contiguous(), *_sizes(x, eps, relu))
+    _call("bn_apply", x.dtype, x, weight, bias, y, torch.stack((mean, var)), *_sizes(x, eps, relu))
     return y
 
 
-def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, relu: bool) -> tuple[Tensor, Tensor]:
     """BN of ``(N, C, H, W)`` with the statistics of the batch, and ReLU if asked.
 
     Returns:
-        The result; mean and biased variance ``(C,)`` of the batch.
+        The result; mean and biased variance of the batch, ``(2, C)``.
     """
-    result: tuple[Tensor, Tensor, Tensor] = _BatchNorm.apply(x, weight, bias, eps, relu)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor] = _BatchNorm.apply(x, weight, bias, eps, relu)  # type: ignore[no-untyped-call]
     return result
 
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-        y = torch.empty_like(x)
-        mean, var = x.new_empty((2, x.shape[1]), dtype=torch.float32)
-        _call("bn_forward", x.dtype, x, weight, bias, y, mean, var, *_sizes(x, eps, relu))
-        ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.mark_non_differentiable(mean, var)
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool) -> tuple[Tensor, Tensor]:
+        y, statistics = torch.empty_like(x), torch.empty((2, x.shape[1]))
+        _call("bn_forward", x.dtype, x, weight, bias, y, statistics, *_sizes(x, eps, relu))
+        ctx.save_for_backward(x, weight, bias, statistics)
+        ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
         ctx.eps, ctx.relu = eps, relu
-        return y, mean, var
+        return y, statistics
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        x, weight, bias, mean, var = ctx.saved_tensors
+        x, weight, bias, statistics = ctx.saved_tensors
+        if grads[0] is None:
+            return (None,) * 5
         grad = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x)
-        grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
+        grad_weight, grad_bias = torch.empty(x.shape[1]), torch.empty(x.shape[1])
         sizes = _sizes(x, ctx.eps, ctx.relu)
-        _call("bn_backward", x.dtype, grad, x, weight, bias, mean, var, grad_x, grad_weight, grad_bias, *sizes)
+        _call("bn_backward", x.dtype, grad, x, weight, bias, statistics, grad_x, grad_weight, grad_bias, *sizes)
         return grad_x, None if weight is None else grad_weight, None if bias is None else grad_bias, None, None
 
 

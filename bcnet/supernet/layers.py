@@ -198,13 +198,13 @@ def _norm_forward(plain: type[nn.Module]) -> Callable[..., Tensor]:
         self.rectified = relu = self.before_relu
         if not batch_statistics:
             return normalize(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps, relu=relu)
-        out, mean, var = batch_norm(x, self.weight, self.bias, self.eps, relu=relu)
+        out, statistics = batch_norm(x, self.weight, self.bias, self.eps, relu=relu)
         if self.training and self.track_running_stats:
             self.num_batches_tracked.add_(1)
             factor = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
             count = x.numel() / x.shape[1]
-            self.running_mean.lerp_(mean, factor)
-            self.running_var.lerp_(var * (count / (count - 1)), factor)
+            self.running_mean.lerp_(statistics[0], factor)
+            self.running_var.lerp_(statistics[1] * (count / (count - 1)), factor)
         return out
 
     return forward

@@ -286,7 +286,8 @@ def _make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optim
     decayed = [p for p in parameters if recipe.decay_norm_and_bias or p.ndim > 1]
     kept = [p for p in parameters if not (recipe.decay_norm_and_bias or p.ndim > 1)]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    used = [group for group in groups if group["params"]]
+    return torch.optim.SGD(used, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
 
 
 def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int) -> float:

@@ -1,0 +1,64 @@
+"""The deterministic part of the benchmarks: both ways compute the same, and how many operations they dispatch."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bcnet.models.channel_bench import MobileNet, ResNet
+
+FOLDER = str(Path(__file__).parent.parent / "benchmarks")
+
+
+@pytest.fixture(scope="module", params=[(MobileNet, (8, 24, 24, 24, 16, 32, 24)), (ResNet, (8, 8, 8, 16, 16, 16, 16))])
+def bench(request):
+    sys.path.insert(0, FOLDER)
+    try:
+        from step import Bench
+    finally:
+        sys.path.remove(FOLDER)
+    factory, channels = request.param
+    torch.manual_seed(0)
+    return Bench(factory(10, channels), 8, torch.device("cpu"))
+
+
+def test_the_reference_and_the_supernet_train_alike(bench):
+    """Several steps of both from the same weights: the parameters stay together."""
+    for group in (*bench.optimizer.param_groups, *bench.plain_optimizer.param_groups):
+        group["lr"] = 0.05
+    for number in range(3):
+        expected = bench.plain(number)
+        assert bench.fast(number, False).tolist() == pytest.approx(expected, rel=1e-4)
+    plain = {name.replace("net.", "", 1): p for name, p in bench.reference.named_parameters()}
+    for name, parameter in bench.supernet.net.named_parameters():
+        torch.testing.assert_close(parameter, plain[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_reference_scores_as_the_supernet_does(bench):
+    from bcnet.search.exhaustive import Walker
+
+    class Batches(list):
+        def __len__(self):
+            return 16
+
+    generator = torch.Generator().manual_seed(1)
+    batches = Batches((torch.randn(8, 3, 32, 32, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in range(2))
+    wanted = sorted(set(bench.widths[:4]))
+    walker = Walker(bench.supernet, (3, 32, 32))
+    found = {side: walker.evaluate(wanted, side, batches, batches) for side in ("left", "right")}
+    for row, widths in enumerate(wanted):
+        expected = bench.reference.score(widths, list(batches), list(batches))
+        assert [found[side][row].cross_entropy for side in ("left", "right")] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_step_dispatches_fewer_operations_than_the_reference(bench):
+    sys.path.insert(0, FOLDER)
+    try:
+        from measure import count_operations
+    finally:
+        sys.path.remove(FOLDER)
+    reference = count_operations(lambda: bench.plain(0))
+    fast = count_operations(lambda: bench.fast(0, False))
+    assert fast == count_operations(lambda: bench.fast(0, False))  # a number, not a measurement
+    assert fast < reference
