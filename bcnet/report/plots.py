@@ -159,7 +159,8 @@ def draw_comparison(path: Path, taus: dict[str, list[float]], baselines: dict[st
         axes.barh(row, mean, color=BLUE if name in taus else GREY)
         if name in taus:
             axes.plot(values, [row] * len(values), "o", color=ORANGE, markersize=4)
-        axes.text(max(*values, 0) + 0.015, row, f"{mean:.3f}", va="center", fontsize=9)
+        readable = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.text(max(*values, 0) + 0.015, row, f"{mean:.3f}", va="center", fontsize=9, bbox=readable, zorder=3)
     if ceiling is not None:
         axes.axvline(ceiling, color="black", linestyle="--")
         axes.text(ceiling, -0.7, f"ceiling {ceiling:.2f}", ha="center", fontsize=8)
