@@ -98,11 +98,9 @@ class TrainConfig(RecipeConfig):
     """Which subnets one step trains."""
     num_random: int = Field(2, ge=0)
     """Random subnets per step of ``autoslim``, beside the widest and the narrowest."""
-    pair_in_one_step: bool = False
-    """``bcnet`` and ``bcnetv2``: train widths and their complement in the same step, not in the next."""
     teacher: bool = True
-    """``bcnet`` and ``bcnetv2``: every step also trains the whole supernet by the labels, whose softmax teaches the others;
-    false: as published."""
+    """``bcnet`` and ``bcnetv2``: every step trains the whole supernet by the labels, and widths and their complement by its
+    softmax; false: as published."""
     records: int = Field(1000, gt=0)
     """How many of the best (loss, widths) records are kept for the prior initial population."""
 

@@ -26,7 +26,7 @@ from bcnet.files import read_json, write_json, write_text
 from bcnet.models.factory import build_model
 from bcnet.runtime import STREAM_MODEL, STREAM_SEARCH, derive_seed, environment, rank, resolve_device, use_bf16, world_size
 from bcnet.search.evaluate import evaluate
-from bcnet.search.scorer import ScoreCache, Scorer
+from bcnet.search.scorer import LARGE_PART, ScoreCache, Scorer
 from bcnet.space.cost import Budget, CostTable
 from bcnet.space.trace import trace
 from bcnet.space.widths import Space, Widths
@@ -145,14 +145,7 @@ class Run:
     def strategy(self) -> Strategy:
         """How the supernet is trained."""
         train = self.config.train
-        return make_strategy(
-            train.strategy,
-            self.space,
-            self.config.seed,
-            num_random=train.num_random,
-            pair_in_one_step=train.pair_in_one_step,
-            teacher=train.teacher,
-        )
+        return make_strategy(train.strategy, self.space, self.config.seed, num_random=train.num_random, teacher=train.teacher)
 
     # Training -------------------------------------------------------------------------------------------------------
 
@@ -240,12 +233,24 @@ class Run:
 
     @cached_property
     def scorer(self) -> Scorer:
-        """The scorer of the trained supernet, with its cache on disk."""
+        """The scorer of the trained supernet for some width vectors, with its cache on disk."""
+        return self._make_scorer(whole_layers=False)
+
+    @cached_property
+    def exhaustive_scorer(self) -> Scorer:
+        """The same for a large part of the space: its sums have another order, so its scores differ in the last digits."""
+        return self._make_scorer(whole_layers=True)
+
+    def scorer_for(self, count: int) -> Scorer:
+        """The scorer that is faster for so many width vectors."""
+        return self.exhaustive_scorer if count >= LARGE_PART * len(self.space) else self.scorer
+
+    def _make_scorer(self, *, whole_layers: bool) -> Scorer:
         score = self.config.score
         supernet = self.trained.trained
         assert isinstance(supernet, Supernet)
         settings = [self.identity, _sha256(self.checkpoint), score.calibration_images, score.max_images, score.batch_size, self.bf16]
-        name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        name = hashlib.sha256(json.dumps([*settings, whole_layers]).encode()).hexdigest()[:16]
         return Scorer(
             supernet,
             self.calibration,
@@ -254,12 +259,13 @@ class Run:
             metric=score.metric,
             bf16=self.bf16,
             memory_gib=score.memory_gib,
+            whole_layers=whole_layers,
             cache=ScoreCache(self.folder / "scores" / f"{name}.jsonl"),
         )
 
     def score(self, widths: Sequence[Widths], out: Path) -> dict[str, float]:
         """Score width vectors and write ``{"meta": ..., "scores": {WIDTHS: score}}``."""
-        found = self.scorer.score_many(widths, "scoring")
+        found = self.scorer_for(len(widths)).score_many(widths, "scoring")
         scores = {self.space.encode(w): value for w, value in found.items()}
         if rank() == 0:
             write_json(out, {"meta": self.describe() | {"sides": self.strategy.sides}, "scores": scores})

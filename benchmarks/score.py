@@ -88,17 +88,21 @@ def main() -> None:
     reference = Reference(supernet, model).to(device)
     batches = [[(x.contiguous(), y) for x, y in images] for images in (calibration, validation)]
 
-    def alone(bf16: bool) -> Scorer:
-        return scorer(bf16, 1e-9)
+    def scorer(bf16: bool, memory_gib: float = 16.0, whole_layers: bool = False) -> Scorer:
+        options = {"bf16": bf16, "memory_gib": memory_gib, "whole_layers": whole_layers}
+        return Scorer(supernet, calibration, validation, metric="neg_cross_entropy", **options)  # type: ignore[arg-type]
 
-    def scorer(bf16: bool, memory_gib: float = 16.0) -> Scorer:
-        return Scorer(supernet, calibration, validation, metric="neg_cross_entropy", bf16=bf16, memory_gib=memory_gib)
+    lonely = {bf16: scorer(bf16, 1e-9) for bf16 in (False, True)}
+
+    def alone(bf16: bool, widths: Widths) -> None:
+        lonely[bf16].evaluations.clear()
+        lonely[bf16].score(widths)
 
     few = [block[n] for n in rng.choice(len(block), min(len(block), 2 if options.quick else 5), replace=False)]
     ways = {
         "reference fp32": lambda n: reference.score(few[n], *batches),
-        "alone fp32": lambda n: alone(False).score(few[n]),
-        "alone bf16": lambda n: alone(True).score(few[n]),
+        "alone fp32": lambda n: alone(False, few[n]),
+        "alone bf16": lambda n: alone(True, few[n]),
     }
     record: dict[str, Any] = {"model": options.model, "run": bool(options.run), "images": [len(calibration), len(validation)]}
     seconds = interleave(ways, len(few), device)  # type: ignore[arg-type]
@@ -107,11 +111,11 @@ def main() -> None:
         ratio = float(np.median(np.divide(seconds["reference fp32"], seconds[name])))
         record[name] = spread(seconds[name]) | {"ratio_to_reference": ratio}
     expected = {widths: -float(np.mean(reference.score(widths, *batches))) for widths in few}
-    record["peak_memory_mib_alone"] = peak_memory_mib(lambda: alone(True).score(few[0]), device)
+    record["peak_memory_mib_alone"] = peak_memory_mib(lambda: alone(True, few[0]), device)
 
     for label, wanted in (("lexicographic block", block), ("generation of random widths", generation)):
-        for bf16 in (False, True):
-            fresh = scorer(bf16)
+        for bf16 in (False, True) if len(wanted) < len(everything) else (True,):
+            fresh = scorer(bf16, whole_layers=wanted is block)
             assert fresh.walker is not None
             start = time.perf_counter()
             found = fresh.score_many(wanted)
@@ -124,8 +128,9 @@ def main() -> None:
                 record.setdefault("scores", []).append(found)
         macs = fresh.walker.multiply_adds(wanted)
         record[f"{label}, multiply-adds saved"] = macs[0] / macs[1]
-    fp32, bf16_scores = record.pop("scores")
-    if options.run:
+    scores = record.pop("scores")
+    if options.run and len(scores) > 1:
+        fp32, bf16_scores = scores
         tau = stats.kendalltau(list(fp32.values()), [bf16_scores[w] for w in fp32]).statistic
         record["kendall_tau_of_bf16_with_fp32"] = float(tau)
     few_more: list[Widths] = few[:1]

@@ -14,6 +14,7 @@ from bcnet.config import Config
 from bcnet.errors import UserError
 from bcnet.files import write_json
 from bcnet.run import Run
+from bcnet.search.scorer import Scorer
 from bcnet.space.cost import CostTable
 
 RIDGE_SIZES = (32, 128)
@@ -93,22 +94,23 @@ def check_costs(truth: GroundTruth, costs: CostTable) -> None:
 def _evaluate(run: Run, truth: GroundTruth) -> dict[str, Any]:
     trainer = run.train()
     widths = [run.space.decode(name) for name in truth.names]
-    found = run.scorer.score_many(widths, f"scoring {run.folder.parent.name}")
+    scorer = run.scorer_for(len(widths))
+    found = scorer.score_many(widths, f"scoring {run.folder.parent.name}")
     scores = np.array([found[one] for one in widths])
     return predictor_row(scores, truth) | {
         "passes": trainer.history.passes,
         "train_seconds": trainer.history.seconds,
-        "kendall_by_score": _by_score(run, truth),
+        "kendall_by_score": _by_score(scorer, truth),
         "scores": [float(score) for score in scores],
     }
 
 
-def _by_score(run: Run, truth: GroundTruth) -> dict[str, float]:
+def _by_score(scorer: Scorer, truth: GroundTruth) -> dict[str, float]:
     """Kendall tau of both metrics on every side and on their mean, from the same evaluations."""
-    evaluations = [run.scorer.evaluations[name] for name in truth.names]
+    evaluations = [scorer.evaluations[name] for name in truth.names]
     taus = {}
     for metric, sign in (("accuracy", 1), ("cross_entropy", -1)):
-        sides = {side: np.array([sign * getattr(one[side], metric) for one in evaluations]) for side in run.strategy.sides}
+        sides = {side: np.array([sign * getattr(one[side], metric) for one in evaluations]) for side in scorer.sides}
         for name, values in (sides | {"mean": np.mean(list(sides.values()), 0)}).items():
             taus[f"{metric}, {name}"] = correlate(values, truth.mean, resamples=0)["kendall"]["value"]
     return taus

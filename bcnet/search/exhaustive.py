@@ -25,7 +25,6 @@ from bcnet.space.widths import Widths
 from bcnet.supernet.layers import Side, Slices
 from bcnet.supernet.supernet import Supernet
 
-WHOLE_SPACE = 1_000_000  # up to this size, layers are computed at full width for all their uses
 LOGITS_AT_ONCE = 256
 _Context = tuple[int, ...]
 
@@ -37,16 +36,17 @@ class Walker:
         supernet: trained.
         input_shape: ``(C, H, W)`` of one image.
         bf16: autocast to bf16.
+        whole_layers: see `bcnet.search.plan.make_plan`.
 
     Raises:
         NotShareable: torch.fx cannot trace the network, or what was traced computes something else.
     """
 
-    def __init__(self, supernet: Supernet, input_shape: Sequence[int], *, bf16: bool = False) -> None:
+    def __init__(self, supernet: Supernet, input_shape: Sequence[int], *, bf16: bool = False, whole_layers: bool = False) -> None:
         self.supernet, self.space, self.bf16 = supernet, supernet.space, bf16
         supernet.eval()
         supernet.set_active_subnet(self.space.full, "left")
-        self.plan = make_plan(supernet, input_shape, whole_layers=len(self.space) <= WHOLE_SPACE)
+        self.plan = make_plan(supernet, input_shape, whole_layers=whole_layers)
         self._prove(input_shape)
 
     @property

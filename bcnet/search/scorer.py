@@ -21,6 +21,7 @@ from bcnet.supernet.calibrate import calibrate
 from bcnet.supernet.layers import Side
 from bcnet.supernet.supernet import Supernet
 
+LARGE_PART = 0.1  # of a space; from here on it pays to compute layers at full width for all their uses
 MOST_AT_ONCE = 1024  # width vectors between two writes of the cache
 
 
@@ -76,6 +77,7 @@ class Scorer:
         metric: ``accuracy`` or ``neg_cross_entropy``.
         bf16: autocast to bf16.
         memory_gib: memory for what width vectors share.
+        whole_layers: compute every layer at full width for all its uses: for a large part of a space.
         cache: where evaluations are kept.
     """
 
@@ -89,11 +91,12 @@ class Scorer:
         metric: str = "accuracy",
         bf16: bool = False,
         memory_gib: float = 4.0,
+        whole_layers: bool = False,
         cache: ScoreCache | None = None,
     ) -> None:
         self.supernet, self.calibration, self.validation = supernet, calibration, validation
         self.sides, self.metric, self.bf16, self.cache = tuple(sides), metric, bf16, cache
-        self.memory_gib = memory_gib
+        self.memory_gib, self.whole_layers = memory_gib, whole_layers
         self.evaluations: dict[str, dict[str, Evaluation]] = {} if cache is None else cache.found
 
     def score(self, widths: Widths) -> float:
@@ -141,7 +144,7 @@ class Scorer:
         """Computes together what width vectors share; ``None`` where that is not possible, so each is scored alone."""
         batch = max(self.calibration.largest_batch, self.validation.largest_batch)
         try:
-            walker = Walker(self.supernet, self.validation.images.shape, bf16=self.bf16)
+            walker = Walker(self.supernet, self.validation.images.shape, bf16=self.bf16, whole_layers=self.whole_layers)
         except NotShareable:
             return None
         return walker if walker.bytes_per_image * batch <= self.memory_gib * 2**30 else None

@@ -4,6 +4,9 @@
 * ``autoslim`` (US-Net): the widest by cross-entropy; the narrowest and random widths by the widest's softmax.
 * ``bcnet``: widths on both sides, losses averaged; the next step trains their clipped complement.
 * ``bcnetv2``: the same on a supernet of ``K + k_min`` bins, where the complement is exact.
+
+With a teacher, ``bcnet`` and ``bcnetv2`` train the whole supernet by the labels in every step, and widths and their complement
+by its softmax.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,9 +59,7 @@ def plain_passes(step: int) -> list[Pass]:
     return [Pass()]
 
 
-def make_strategy(
-    name: str, space: Space, seed: int, *, num_random: int = 2, pair_in_one_step: bool = False, teacher: bool = False
-) -> Strategy:
+def make_strategy(name: str, space: Space, seed: int, *, num_random: int = 2, teacher: bool = False) -> Strategy:
     """A strategy by name; the widths of step ``t`` follow from the seed and ``t`` alone.
 
     Args:
@@ -66,9 +67,7 @@ def make_strategy(
         space: whose widths are trained.
         seed: of the run.
         num_random: random widths per step of ``autoslim``.
-        pair_in_one_step: of ``bcnet`` and ``bcnetv2``: train widths and their complement in the same step.
-        teacher: of ``bcnet`` and ``bcnetv2``: every step also trains the whole supernet, by the labels, and its softmax
-            teaches the others.
+        teacher: of ``bcnet`` and ``bcnetv2``, see above.
     """
 
     def draw(index: int, count: int = 1) -> list[Widths]:
@@ -83,17 +82,21 @@ def make_strategy(
         return [Pass(space.full), *(Pass(widths, distilled=True) for widths in taught)]
 
     def bilateral(step: int) -> list[Pass]:
-        widths = draw(step if pair_in_one_step else step // 2)[0]
-        pair = [widths, space.complement(widths, wide)]
-        chosen = pair if pair_in_one_step else pair[step % 2 : step % 2 + 1]
-        whole = [Pass((space.bins + wide * space.min_bins,) * len(space.groups))] if teacher else []
-        sides: tuple[Side, Side] = ("left", "right")
-        share = 1 / (2 * len(chosen))
-        return [*whole, *(Pass(one, side, share, distilled=teacher) for one in chosen for side in sides)]
+        widths = draw(step // 2)[0]
+        if step % 2:
+            widths = space.complement(widths, wide)
+        return [Pass(widths, side, 0.5) for side in both]
 
+    def taught(step: int) -> list[Pass]:
+        widths = draw(step)[0]
+        pair = widths, space.complement(widths, wide)
+        whole = (space.bins + wide * space.min_bins,) * len(space.groups)
+        return [Pass(whole), *(Pass(one, side, 0.25, distilled=True) for one in pair for side in both)]
+
+    both: tuple[Side, Side] = ("left", "right")
     wide = name == "bcnetv2"
     if name in ("bcnet", "bcnetv2"):
-        return Strategy(name, wide, ("left", "right"), bilateral)
+        return Strategy(name, wide, both, taught if teacher else bilateral)
     return Strategy(name, False, ("left",), {"uniform": uniform, "autoslim": autoslim}[name])
 
 

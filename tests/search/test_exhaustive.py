@@ -6,7 +6,7 @@ from torch import nn
 from bcnet.models.channel_bench import MobileNet, ResNet
 from bcnet.models.digits import DigitsResNet
 from bcnet.models.factory import build_model
-from bcnet.search import exhaustive, scorer
+from bcnet.search import scorer
 from bcnet.search.evaluate import evaluate
 from bcnet.search.exhaustive import Walker
 from bcnet.search.plan import NotShareable
@@ -70,15 +70,13 @@ def alone(supernet, widths, side, calibration, validation):
 
 @pytest.mark.parametrize("whole_layers", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_walk_gives_what_evaluating_each_alone_gives(name, whole_layers, monkeypatch):
-    if not whole_layers:
-        monkeypatch.setattr(exhaustive, "WHOLE_SPACE", 0)
+def test_a_walk_gives_what_evaluating_each_alone_gives(name, whole_layers):
     make, shape = MODELS[name]
     torch.manual_seed(0)
     model = make()
     space = trace(model, shape, bins=4)
     supernet = Supernet(model, space, wide=True)
-    walker = Walker(supernet, shape)
+    walker = Walker(supernet, shape, whole_layers=whole_layers)
     calibration, validation = Batches(shape, 1), Batches(shape, 2)
     rng = np.random.default_rng(0)
     some = [space.narrowest, space.full, *(space.sample(rng) for _ in range(4))]
@@ -92,9 +90,9 @@ def test_a_walk_gives_what_evaluating_each_alone_gives(name, whole_layers, monke
             assert found.accuracy == pytest.approx(expected.accuracy)
 
 
-def test_a_score_does_not_depend_on_the_company(run):
-    supernet = run.scorer.supernet
-    walker = Walker(supernet, run.data.input_shape)
+@pytest.mark.parametrize("whole_layers", [True, False])
+def test_a_score_does_not_depend_on_the_company(run, whole_layers):
+    walker = Walker(run.scorer.supernet, run.data.input_shape, whole_layers=whole_layers)
     everything = list(run.space.enumerate())
     whole = walker.evaluate(everything, "right", run.calibration, run.validation)
     for part in (everything[700:701], everything[5:900:37], everything[-3:]):
@@ -104,12 +102,12 @@ def test_a_score_does_not_depend_on_the_company(run):
 
 def test_how_much_a_walk_saves():
     """Deterministic; the benchmark in benchmarks/score.py measures the time."""
-    for model, shape, at_least in ((MobileNet(), (3, 32, 32), 17.0), (ResNet(), (3, 32, 32), 6.9)):
-        space = trace(model, shape)
-        supernet = Supernet(model, space)
-        walker = Walker(supernet, shape)
+    cases = ((MobileNet(), True, 17.43), (MobileNet(), False, 6.89), (ResNet(), True, 7.57), (ResNet(), False, 3.69))
+    for model, whole_layers, saved in cases:
+        space = trace(model, (3, 32, 32))
+        walker = Walker(Supernet(model, space), (3, 32, 32), whole_layers=whole_layers)
         one_by_one, together = walker.multiply_adds(list(space.enumerate()))
-        assert one_by_one / together > at_least
+        assert one_by_one / together == pytest.approx(saved, abs=0.01)
         one_by_one, together = walker.multiply_adds([space.full])
         assert one_by_one == together
 
