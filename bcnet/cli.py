@@ -338,12 +338,13 @@ def rank_scores(scores: Path, truth: str, folder: Path, say: Callable[..., None]
     """Hold a score file against ground truth, say the result, and write it with its page; returns the page's path."""
     from bcnet.benchmark.ground_truth import find_truth, load_ground_truth
     from bcnet.benchmark.ranking import rank
-    from bcnet.benchmark.scores import load_scores
+    from bcnet.benchmark.scores import check_costs_of_scores, load_scores
     from bcnet.files import write_json
 
     file = find_truth(truth)
     loaded = load_ground_truth(file)
     found = load_scores(scores)
+    check_costs_of_scores(scores, loaded, file.name)
     result = rank(found, loaded, budgets=budgets) | {"truth": file.name}
     write_json(folder / "ranking.json", result)
     from bcnet.report.ranking_page import write_ranking_page

@@ -264,11 +264,12 @@ class Run:
         )
 
     def score(self, widths: Sequence[Widths], out: Path) -> dict[str, float]:
-        """Score width vectors and write ``{"meta": ..., "scores": {WIDTHS: score}}``."""
+        """Score width vectors and write ``{"meta": ..., "costs": {WIDTHS: [FLOPs, params]}, "scores": {WIDTHS: score}}``."""
         found = self.scorer_for(len(widths)).score_many(widths, "scoring")
         scores = {self.space.encode(w): value for w, value in found.items()}
         if rank() == 0:
-            write_json(out, {"meta": self.describe() | {"sides": self.strategy.sides}, "scores": scores})
+            costs = {self.space.encode(w): [self.costs.one(w, cost) for cost in ("flops", "params")] for w in found}
+            write_json(out, {"meta": self.describe() | {"sides": self.strategy.sides}, "costs": costs, "scores": scores})
         return scores
 
     def describe(self) -> dict[str, Any]:

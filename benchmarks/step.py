@@ -11,6 +11,7 @@ Both must compute the same loss. Prints a JSON record; with ``--out`` also write
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="a few rounds, no more than 40 s")
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="shares of time by operation, and nothing else")
     parser.add_argument("--reference-only", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -107,6 +109,10 @@ def main() -> None:
     rounds = 3 if options.quick else options.rounds
     if options.reference_only:
         print(json.dumps(spread(interleave({"": bench.plain}, rounds, device)[""])))
+        return
+    if options.profile:
+        for name, call in (("reference fp32", bench.plain), ("fast bf16", lambda n: bench.fast(n, True))):
+            print(name, *profile(call, 5), sep="\n  ")
         return
     record: dict[str, object] = {"model": options.model, "batch": options.batch, "malloc_tuned": tuned, "loss_differs_by": bench.check()}
     variants = {"reference fp32": bench.plain, "fast fp32": lambda n: bench.fast(n, False), "fast bf16": lambda n: bench.fast(n, True)}
@@ -138,6 +144,19 @@ def main() -> None:
         (options.out / f"step_{options.model}.json").write_text(json.dumps(record, indent=1) + "\n")
         if options.scaling:
             draw_scaling(options.out / f"step_{options.model}_scaling.png", bench, device)
+
+
+def profile(call: Callable[[int], object], steps: int) -> list[str]:
+    """Shares of the time of a few steps by operation, without what it calls."""
+    from torch.profiler import profile
+
+    call(0)
+    with profile() as profiler:
+        for number in range(steps):
+            call(number)
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return [f"{event.self_cpu_time_total / total:6.1%}  {event.key}" for event in events[:10]]
 
 
 def draw_scaling(path: Path, bench: Bench, device: torch.device) -> None:

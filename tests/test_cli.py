@@ -69,7 +69,15 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
     assert "Found minus uniform" in out
     assert len(json.loads((folder / "retrain" / f"{best}.json").read_text())["uniform"]["acc"]) == 2
 
-    truth = {name: {"acc": [90.0 + n, 90.5 + n], "params": 10 + n, "flops": 100 * (n + 1)} for n, name in enumerate(scores["scores"])}
+    truth = {
+        name: {"acc": [90.0 + n, 90.5 + n], "flops": flops, "params": params}
+        for n, (name, (flops, params)) in enumerate(scores["costs"].items())
+    }
+    wrong = truth | {"12341": truth["12341"] | {"flops": 3}}
+    (tmp_path / "truth.json").write_text(json.dumps(wrong))
+    refused(
+        bcnet("rank", tmp_path / "scores.json", "--truth", tmp_path / "truth.json"), "another model", "'12341' has 3 FLOPs", "1 of 4 differ"
+    )
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     code, out, _ = bcnet("rank", tmp_path / "scores.json", "--truth", tmp_path / "truth.json", "--out", tmp_path / "ranked")
     assert code == 0

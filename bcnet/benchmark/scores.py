@@ -1,8 +1,12 @@
-"""Score files: ``{"meta": {...}, "scores": {"4432214": 0.8731, ...}}``, higher is better."""
+"""Score files: ``{"meta": {...}, "costs": {"4432214": [FLOPs, params], ...}, "scores": {"4432214": 0.8731, ...}}``, higher is better.
+
+``costs`` may be missing; where they stand, they tell a truth of another model from the right one.
+"""
 
 from math import isfinite
 from pathlib import Path
 
+from bcnet.benchmark.ground_truth import GroundTruth
 from bcnet.errors import UserError
 from bcnet.files import read_json
 
@@ -24,3 +28,22 @@ def load_scores(path: Path) -> dict[str, float]:
             f"{path}: the score of {wrong[0]!r} is {scores[wrong[0]]!r}, not a finite number ({len(wrong)} of {len(scores)} are wrong)"
         )
     return {name: float(value) for name, value in scores.items()}
+
+
+def check_costs_of_scores(path: Path, truth: GroundTruth, where: str) -> None:
+    """Check that the networks of a score file cost what those of the truth do.
+
+    Raises:
+        UserError: naming the first offender and the count.
+    """
+    costs = read_json(path, "scores").get("costs", {})
+    if not isinstance(costs, dict) or not all(isinstance(pair, list) and len(pair) == 2 for pair in costs.values()):
+        raise UserError(f"{path}: 'costs' is not of the form {{\"4432214\": [FLOPs, params], ...}}")
+    known = {name: (f, p) for name, f, p in zip(truth.names, truth.flops.tolist(), truth.params.tolist(), strict=True)}
+    wrong = [name for name, pair in costs.items() if name in known and tuple(pair) != known[name]]
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"{where} is of another model than {path}: {name!r} has {known[name][0]:,} FLOPs and {known[name][1]:,} params there, "
+            f"{costs[name][0]} and {costs[name][1]} here ({len(wrong)} of {len(costs)} differ)"
+        )
