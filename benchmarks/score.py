@@ -1,6 +1,6 @@
 """Time the scoring of many width vectors against scoring each by itself, on the same images, in one process.
 
-    python benchmarks/score.py [--model mobilenet|resnet] [--run RUN] [--widths 256|all] [--images 512] [--quick] [--out FOLDER]
+    python benchmarks/score.py [--model mobilenet|resnet] [--run RUN] [--widths 256|all] [--images 512] [--quick] [--scaling] [--out FOLDER]
 
 Both sides of every candidate are calibrated on ``--images`` images and evaluated on as many. Three ways: the plain reference
 (``reference.py``, float32), the supernet one by one, and the walk that shares what candidates have in common. The scores
@@ -45,7 +45,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="16 candidates on 128 images, no more than 40 s")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--scaling", action="store_true", help="only draw seconds per candidate against width, neighbours and images")
+    parser.add_argument("--out", type=Path, default=Path())
     options = parser.parse_args()
     if options.quick:
         options.widths, options.images, options.batch = "16", 128, 128
@@ -80,6 +81,9 @@ def main() -> None:
     device = resolve_device(options.device)
     tune_malloc()
     model, supernet, calibration, validation = parts(options, device)
+    if options.scaling:
+        draw_scaling(options.out / f"score_{options.model}_scaling.png", supernet, calibration, validation)
+        return
     space = supernet.space
     everything = list(space.enumerate())
     block = everything if options.widths == "all" else everything[len(everything) // 2 :][: int(options.widths)]
@@ -138,9 +142,43 @@ def main() -> None:
         record[label] = rows
     record["environment"] = environment(device)
     print(json.dumps(record, indent=1))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"score_{options.model}.json").write_text(json.dumps(record, indent=1) + "\n")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"score_{options.model}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def draw_scaling(path: Path, supernet: Supernet, calibration: EvalBatches, validation: EvalBatches) -> None:
+    """Seconds per candidate in bf16: alone against uniform width and images, in a walk against the number of neighbours."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    space = supernet.space
+    everything = list(space.enumerate())
+
+    def seconds(wanted: list[Widths], images: int, memory_gib: float = 16.0) -> float:
+        parts = [EvalBatches(b.images, b.normalize, b.batch_size, images) for b in (calibration, validation)]
+        scorer = Scorer(supernet, *parts, bf16=True, memory_gib=memory_gib, whole_layers=True)
+        scorer.walker  # noqa: B018  made before the clock starts
+        start = time.perf_counter()
+        scorer.score_many(wanted)
+        return (time.perf_counter() - start) / len(wanted)
+
+    most = len(validation)
+    half = (max(1, space.bins // 2),) * len(space.groups)
+    widths = [(k / space.bins, seconds([(k,) * len(space.groups)], most, 1e-9)) for k in range(1, space.bins + 1)]
+    images = [(n, seconds([half], n, 1e-9)) for n in (most // 4, most // 2, most)]
+    middle = len(everything) // 2
+    neighbours = [(n, seconds(everything[middle : middle + n], most)) for n in (1, 4, 16, 64, 256, 1024)]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    panels = (("uniform width (share of the channels), alone", widths), ("images, alone at half width", images))
+    for axis, (label, points) in zip(axes, (*panels, ("neighbours scored in one walk", neighbours)), strict=True):
+        axis.plot(*zip(*points, strict=True), "o-")
+        axis.set(xlabel=label, ylabel="seconds per candidate (bf16)")
+        axis.grid(alpha=0.3)
+    axes[2].set(xscale="log", yscale="log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
