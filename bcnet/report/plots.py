@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from bcnet.files import write_atomic
 
 BLUE, ORANGE, GREY, GREEN = "#2563eb", "#ea580c", "#94a3b8", "#16a34a"
+READABLE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a number that a line may cross
 plt.rcParams.update(
     {
         "figure.dpi": 110,
@@ -159,8 +160,7 @@ def draw_comparison(path: Path, taus: dict[str, list[float]], baselines: dict[st
         axes.barh(row, mean, color=BLUE if name in taus else GREY)
         if name in taus:
             axes.plot(values, [row] * len(values), "o", color=ORANGE, markersize=4)
-        readable = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.text(max(*values, 0) + 0.015, row, f"{mean:.3f}", va="center", fontsize=9, bbox=readable, zorder=3)
+        axes.text(max(*values, 0) + 0.015, row, f"{mean:.3f}", va="center", fontsize=9, bbox=READABLE, zorder=3)
     if ceiling is not None:
         axes.axvline(ceiling, color="black", linestyle="--")
         axes.text(ceiling, -0.7, f"ceiling {ceiling:.2f}", ha="center", fontsize=8)
@@ -200,7 +200,7 @@ def _tau_bars(axes: Axes, ranking: dict[str, Any]) -> None:
         tau = ranking["predictors"][key]["kendall"]
         value, low, high = (np.nan_to_num(tau[part]) for part in ("value", "low", "high"))
         axes.barh(row, value, color=BLUE if key == "score" else GREY, xerr=[[max(0, value - low)], [max(0, high - value)]], capsize=3)
-        axes.text(max(high, 0) + 0.02, row, f"{value:.3f}", va="center", fontsize=9)
+        axes.text(max(high, 0) + 0.02, row, f"{value:.3f}", va="center", fontsize=9, bbox=READABLE, zorder=3)
     if ranking["noise_ceiling"] is not None:
         axes.axvline(ranking["noise_ceiling"], color="black", linestyle="--")
         axes.text(ranking["noise_ceiling"], -0.62, f"ceiling {ranking['noise_ceiling']:.2f}", ha="center", fontsize=8)
