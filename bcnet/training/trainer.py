@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bcnet.config import RecipeConfig
 from bcnet.data.batches import TrainBatches
 from bcnet.errors import UserError
+from bcnet.files import remove_leftovers
 from bcnet.progress import ProgressBar
 from bcnet.runtime import STREAM_STEP, autocast, derive_seed, rank, seed_dropout, world_size
 from bcnet.supernet.supernet import Supernet
@@ -114,6 +115,8 @@ class Trainer:
             UserError: the loss became NaN or infinite; the last good checkpoint stays.
         """
         last = self.total_steps if until_step is None else min(until_step, self.total_steps)
+        if self.checkpoint is not None and rank() == 0:
+            remove_leftovers(self.checkpoint)
         replica = DistributedDataParallel(self.model, broadcast_buffers=False) if world_size() > 1 else None
         done_before, seconds_before = self.step, self.history.seconds
         started = saved = time.monotonic()
