@@ -8,8 +8,8 @@ A score does not depend on which other width vectors are asked for.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -91,12 +91,12 @@ class Walker:
         correct = torch.zeros(len(wanted), dtype=torch.int64, device=device)
         loss = torch.zeros(len(wanted), dtype=torch.float64, device=device)
         for images, labels in validation:
-            logits = self._walk(images, wanted, side, statistics, collect=False)
-            for start in range(0, len(wanted), LOGITS_AT_ONCE):
-                some = torch.stack(list(islice(logits, LOGITS_AT_ONCE))).float()
-                part = slice(start, start + len(some))
-                correct[part] += (some.argmax(2) == labels).sum(1)
-                loss[part] += F.cross_entropy(some.transpose(1, 2), labels.expand(len(some), -1), reduction="none").double().sum(1)
+            with closing(self._walk(images, wanted, side, statistics, collect=False)) as logits:
+                for start in range(0, len(wanted), LOGITS_AT_ONCE):
+                    some = torch.stack(list(islice(logits, LOGITS_AT_ONCE))).float()
+                    part = slice(start, start + len(some))
+                    correct[part] += (some.argmax(2) == labels).sum(1)
+                    loss[part] += F.cross_entropy(some.transpose(1, 2), labels.expand(len(some), -1), reduction="none").double().sum(1)
             done += len(images)
             tick(done / total)
         number = len(validation)
@@ -126,7 +126,9 @@ class Walker:
 
     # The walk ---------------------------------------------------------------------------------------------------------
 
-    def _walk(self, images: Tensor, wanted: Sequence[Widths], side: Side, statistics: "_Statistics", *, collect: bool) -> Iterator[Tensor]:
+    def _walk(
+        self, images: Tensor, wanted: Sequence[Widths], side: Side, statistics: "_Statistics", *, collect: bool
+    ) -> Generator[Tensor, None, None]:
         """Logits of every width vector, or BN statistics only."""
         steps = self.plan.before_norms() if collect else list(range(len(self.plan.steps)))
         walk = _Walk(self.plan, self.supernet, images, side, statistics, collect)
@@ -134,11 +136,14 @@ class Walker:
         before: Widths | None = None
         with torch.no_grad(), _norms(self.plan, collect):
             for widths in wanted:
-                changed = frozenset(g for g, k in enumerate(widths) if before is None or before[g] != k)
-                if changed not in dirty:
-                    dirty[changed] = self.plan.dirty(changed, steps) if before is not None else steps
+                to_do = steps
+                if before is not None:
+                    changed = frozenset(g for g, (k, old) in enumerate(zip(widths, before, strict=True)) if k != old)
+                    if changed not in dirty:
+                        dirty[changed] = self.plan.dirty(changed, steps)
+                    to_do = dirty[changed]
                 with autocast(images.device, self.bf16):
-                    walk.advance(widths, dirty[changed] if before is not None else steps)
+                    walk.advance(widths, to_do)
                 before = widths
                 if not collect:
                     yield walk.values[self.plan.result]
