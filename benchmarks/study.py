@@ -39,7 +39,7 @@ def main() -> None:
         if not options.only or factor in options.only:
             free = factor in plan.get("free_passes", ())
             found[factor] = {
-                name: run_recipe(plan, truth, options.out, f"{factor}: {name}", changes, free) for name, changes in recipes.items()
+                str(name): run_recipe(plan, truth, options.out, f"{factor}: {name}", changes, free) for name, changes in recipes.items()
             }
     record = {"plan": plan, DEFAULT: default, "factors": found, "noise_ceiling": default["noise_ceiling"], "environment": environment()}
     write_json(options.out / "study.json", record)
