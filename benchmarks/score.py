@@ -44,12 +44,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--quick", action="store_true", help="16 candidates on 128 images, no more than 40 s")
+    parser.add_argument("--quick", action="store_true", help="16 candidates on 32 images, no more than 40 s")
     parser.add_argument("--scaling", action="store_true", help="only draw seconds per candidate against width, neighbours and images")
-    parser.add_argument("--out", type=Path, default=Path())
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.quick:
-        options.widths, options.images, options.batch = "16", 128, 128
+        options.widths, options.images, options.batch = "16", 32, 32
     return options
 
 
@@ -82,13 +82,13 @@ def main() -> None:
     tune_malloc()
     model, supernet, calibration, validation = parts(options, device)
     if options.scaling:
-        draw_scaling(options.out / f"score_{options.model}_scaling.png", supernet, calibration, validation)
+        draw_scaling((options.out or Path()) / f"score_{options.model}_scaling.png", supernet, calibration, validation)
         return
     space = supernet.space
     everything = list(space.enumerate())
     block = everything if options.widths == "all" else everything[len(everything) // 2 :][: int(options.widths)]
     rng = np.random.default_rng(0)
-    generation = sorted({space.sample(rng) for _ in range(40)})
+    generation = sorted({space.sample(rng) for _ in range(10 if options.quick else 40)})
     reference = Reference(supernet, model).to(device)
     batches = [[(x.contiguous(), y) for x, y in images] for images in (calibration, validation)]
 
@@ -142,8 +142,9 @@ def main() -> None:
         record[label] = rows
     record["environment"] = environment(device)
     print(json.dumps(record, indent=1))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"score_{options.model}.json").write_text(json.dumps(record, indent=1) + "\n")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"score_{options.model}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def draw_scaling(path: Path, supernet: Supernet, calibration: EvalBatches, validation: EvalBatches) -> None:

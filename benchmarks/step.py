@@ -96,17 +96,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="a few rounds, no more than 40 s")
+    parser.add_argument("--quick", action="store_true", help="three rounds at batch 32, no more than 40 s")
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--profile", action="store_true", help="shares of time by operation, and nothing else")
     parser.add_argument("--reference-only", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.quick:
+        options.batch, options.rounds = min(options.batch, 32), 3
     device = resolve_device(options.device)
     tuned = tune_malloc()
     torch.manual_seed(0)
     bench = Bench(MODELS[options.model](), options.batch, device)
-    rounds = 3 if options.quick else options.rounds
+    rounds = options.rounds
     if options.reference_only:
         print(json.dumps(spread(interleave({"": bench.plain}, rounds, device)[""])))
         return
