@@ -69,10 +69,16 @@ def use_bf16(amp: str, device: torch.device) -> bool:
 
 
 def _cpu_has(flag: str) -> bool:
+    return flag in cpu_info("flags").split()
+
+
+def cpu_info(field: str) -> str:
+    """A field of Linux's description of the first core (``flags``, ``model name``); elsewhere the processor's name."""
     try:
-        return f" {flag} " in Path("/proc/cpuinfo").read_text(encoding="utf-8").replace("\n", " ")
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return False
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), platform.processor())
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
@@ -130,7 +136,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
         "git_commit": _git_commit(),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_info("model name"),
         "cpu_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
         "processes": world_size(),
@@ -153,11 +159,3 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -6,10 +6,10 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from bcnet.data.batches import EvalBatches, TrainBatches
+from bcnet.supernet.layers import BATCH_NORM
 from bcnet.training.strategies import Pass
 
 
@@ -80,7 +80,7 @@ def _side_by_side(layers: Sequence[nn.Module]) -> nn.Module:
     counts: tuple[str, ...] = ()
     if isinstance(first, _ConvNd):
         counts = ("in_channels", "out_channels", "groups")
-    elif isinstance(first, _BatchNorm):
+    elif isinstance(first, BATCH_NORM):
         counts = ("num_features",)
     elif any(True for _ in chain(first.parameters(recurse=False), first.buffers(recurse=False))):
         raise NotStackable(f"a {type(first).__name__} cannot be stacked")

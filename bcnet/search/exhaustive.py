@@ -21,7 +21,7 @@ from bcnet.data.batches import EvalBatches
 from bcnet.runtime import autocast
 from bcnet.search.evaluate import Evaluation
 from bcnet.search.plan import NotShareable, Plan, Step, make_plan, out_of_place
-from bcnet.space.widths import Widths
+from bcnet.space.widths import Segment, Widths
 from bcnet.supernet.layers import Side, Slices
 from bcnet.supernet.supernet import Supernet
 
@@ -59,7 +59,7 @@ class Walker:
     def bytes_per_widths(self) -> int:
         """Memory for the BN statistics of one width vector, as if it shared none."""
         norms: list[Any] = [self.plan.modules[str(step.node.target)] for step in self.plan.steps if step.is_norm]
-        return 8 * sum(len(norm._buffers["running_mean"]) for norm in norms if norm._buffers["running_mean"] is not None) + 1
+        return max(1, 8 * sum(len(norm._buffers["running_mean"]) for norm in norms if norm._buffers["running_mean"] is not None))
 
     def evaluate(
         self,
@@ -116,7 +116,7 @@ class Walker:
                 full = _entries(layer.outputs, top) if step.group is not None else _entries(layer.outputs, active)
                 inputs = layer.channels_per_group or _entries(layer.inputs, active)
                 alone += layer.positions * layer.kernel * _entries(layer.outputs, active) * inputs
-                context = tuple(widths[g] for g in sorted(step.depends) if g != step.summed)
+                context = step.context(widths)
                 known, had = before.get(number, ((), 0))
                 had = had if known == context and had <= inputs else 0
                 if known != context or had != inputs:
@@ -237,10 +237,7 @@ class _Walk:
 
     def _read(self, source: int, step: Step) -> Any:
         """A result, cut to the active channels unless the step takes them all."""
-        value, group = self.values[source], self.plan.steps[source].group
-        if group is None or group == step.group:
-            return value
-        return self._channels(value, group, 0, self.active[group])
+        return self.values[source] if self.plan.steps[source].group == step.group else self._read_cut(source)
 
     def _channels(self, value: Tensor, group: int, start: int, stop: int) -> Tensor:
         """Channels ``start..stop``, counted from the side's end, of all that a group can have."""
@@ -264,17 +261,17 @@ class _Walk:
             return result
         return self._sum(number, step, module, slices, outputs)
 
-    def _read_cut(self, source: int) -> Tensor:
+    def _read_cut(self, source: int) -> Any:
+        """A result, cut to the active channels."""
         value, group = self.values[source], self.plan.steps[source].group
-        result: Tensor = value if group is None else self._channels(value, group, 0, self.active[group])
-        return result
+        return value if group is None else self._channels(value, group, 0, self.active[group])
 
     def _sum(self, number: int, step: Step, module: Any, slices: Slices, outputs: Sequence[int]) -> Tensor:
         """Sum over channels bin by bin, going on from the last width of the same context."""
         group = step.summed
         assert group is not None
         wanted = self.widths[group]
-        context = tuple(self.widths[g] for g in sorted(step.depends) if g != group)
+        context = step.context(self.widths)
         known, reached = self.summed.get(number, ((), 0))
         if known != context or reached > wanted:
             reached = 0
@@ -293,13 +290,12 @@ class _Walk:
     def _run_norm(self, number: int, step: Step, module: Any, x: Tensor) -> Tensor:
         running = [module.running_mean, module.running_var]
         if self.statistics is not None and running[0] is not None and not self.collect:
-            context = tuple(self.widths[g] for g in sorted(step.depends))
-            for vector, mean in zip(running, self.statistics.mean(number, context), strict=True):
+            for vector, mean in zip(running, self.statistics.mean(number, step.context(self.widths)), strict=True):
                 vector.copy_(mean)
         with _not_in_place(module, step):
             result: Tensor = module(x)
         if self.statistics is not None and running[0] is not None and self.collect:
-            self.statistics.add(number, tuple(self.widths[g] for g in sorted(step.depends)), running)
+            self.statistics.add(number, step.context(self.widths), running)
         return result
 
 
@@ -307,8 +303,8 @@ def _channels(table: Sequence[Sequence[int]], widths: Sequence[int]) -> list[int
     return [row[k] for row, k in zip(table, widths, strict=True)]
 
 
-def _entries(segments: Sequence[Any], channels: Sequence[int]) -> int:
-    return sum(s.repeat * (s.channels if s.group is None else channels[s.group]) for s in segments)
+def _entries(segments: Sequence[Segment], channels: Sequence[int]) -> int:
+    return sum(segment.entries(channels) for segment in segments)
 
 
 @contextmanager

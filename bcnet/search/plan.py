@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from bcnet.space.widths import Layer, Segment
+from bcnet.space.widths import Layer, Segment, Widths
 from bcnet.supernet.graph import operations
+from bcnet.supernet.layers import BATCH_NORM
 from bcnet.supernet.supernet import Supernet
 
 # Operations that compute every channel from the same channel of their inputs.
@@ -62,6 +63,10 @@ class Step:
     is_norm: bool = False
     keep: bool = False
     in_place: bool = False
+
+    def context(self, widths: Widths) -> tuple[int, ...]:
+        """The widths that decide the result, but for that of the group it sums over."""
+        return tuple(widths[g] for g in sorted(self.depends) if g != self.summed)
 
 
 @dataclass
@@ -155,11 +160,11 @@ def _follow(
     groups = {source.group for source in sources if source.group is not None}
     if node.op == "call_module":
         module = plan.modules[str(node.target)]
-        step.is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        step.is_norm = isinstance(module, BATCH_NORM)
         step.layer = layers.get(str(node.target))
     if step.layer is not None:
         _follow_layer(step, sources[0], plan.modules[step.layer.name], len(shapes[node] or ()), whole_layers)
-    elif len(groups) == 1 and _is_channelwise(node, plan, shapes):
+    elif len(groups) == 1 and _is_channelwise(node, sources, plan, shapes):
         (step.group,) = groups
     else:
         step.depends |= groups
@@ -191,13 +196,15 @@ def _only_group(segments: tuple[Segment, ...]) -> int | None:
     return segments[0].group if len(segments) == 1 and segments[0].repeat == 1 else None
 
 
-def _is_channelwise(node: fx.Node, plan: Plan, shapes: dict[fx.Node, _Shape]) -> bool:
-    operands = [shapes[one] for one in node.all_input_nodes]
-    first = operands[0]
-    if first is None or any(shape is None or len(shape) != len(first) for shape in operands):
-        return False  # the channels would not lie along the same dimension
-    if any(plan_step.group is None and shape[1] != 1 for plan_step, shape in _with_steps(node, plan, operands)):
-        return False
+def _is_channelwise(node: fx.Node, sources: Sequence[Step], plan: Plan, shapes: dict[fx.Node, _Shape]) -> bool:
+    first = shapes[sources[0].node]
+    for source in sources:
+        shape = shapes[source.node]
+        if first is None or shape is None or len(shape) != len(first):
+            return False  # the channels would not lie along the same dimension
+        if source.group is None and shape[1] != 1:
+            return False
+    assert first is not None
     if node.op == "call_module":
         module = plan.modules[str(node.target)]
         return isinstance(module, _CHANNELWISE_MODULES) or (isinstance(module, nn.Flatten) and _flattens_nothing(module.start_dim, first))
@@ -209,11 +216,6 @@ def _is_channelwise(node: fx.Node, plan: Plan, shapes: dict[fx.Node, _Shape]) ->
         dims = (dims,) if isinstance(dims, int) else dims
         return isinstance(dims, Sequence) and all(isinstance(d, int) and d % len(first) > 1 for d in dims)
     return node.target in (_CHANNELWISE_FUNCTIONS if node.op == "call_function" else _CHANNELWISE_METHODS)
-
-
-def _with_steps(node: fx.Node, plan: Plan, shapes: Sequence[_Shape]) -> Iterable[tuple[Step, tuple[int, ...]]]:
-    by_node = {step.node: step for step in plan.steps}
-    return [(by_node[one], shape or ()) for one, shape in zip(node.all_input_nodes, shapes, strict=True)]
 
 
 def _flattens_nothing(start: Any, shape: tuple[int, ...]) -> bool:

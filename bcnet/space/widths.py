@@ -53,6 +53,10 @@ class Segment:
     channels: int
     repeat: int = 1
 
+    def entries(self, channels: Sequence[int]) -> int:
+        """Entries of the dimension when group ``g`` has ``channels[g]`` channels."""
+        return self.repeat * (self.channels if self.group is None else channels[self.group])
+
 
 @dataclass(frozen=True)
 class Layer:

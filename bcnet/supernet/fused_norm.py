@@ -7,7 +7,6 @@ but a C++ compiler; without one, or with ``BCNET_KERNELS=off``, PyTorch's own op
 import ctypes
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bcnet.files import cache_folder
+from bcnet.runtime import cpu_info
 
 _SOURCE = Path(__file__).with_name("batch_norm.cpp")
 _FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++17", "-fPIC", "-fopenmp")
@@ -32,7 +32,7 @@ def kernels() -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if os.environ.get("BCNET_KERNELS") == "off" or compiler is None or not sys.platform.startswith("linux"):
         return None
-    machine = " ".join((_cpu(), torch.__version__, compiler, *_FLAGS))
+    machine = " ".join((cpu_info("flags"), torch.__version__, compiler, *_FLAGS))
     name = hashlib.sha256(machine.encode() + _SOURCE.read_bytes()).hexdigest()[:16]
     library = cache_folder() / f"batch_norm-{name}.so"
     try:
@@ -41,15 +41,6 @@ def kernels() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _cpu() -> str:
-    """What ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line for line in lines if line.startswith("flags")), platform.processor())
 
 
 def _compile(compiler: str, library: Path) -> None:

@@ -38,7 +38,7 @@ class Slices:
     @property
     def num_full_inputs(self) -> int:
         """Size of the input dimension in the supernet."""
-        return sum(_size(segment, self.totals) for segment in self.layer.inputs)
+        return sum(segment.entries(self.totals) for segment in self.layer.inputs)
 
     def select(self, channels: Sequence[int], side: Side, *, inputs: Sequence[int] | None = None) -> None:
         """Make ``channels[g]`` channels of every group active, on the left or the right end; maybe others in the inputs."""
@@ -58,7 +58,7 @@ class Slices:
         ranges: list[tuple[int, int]] = []
         offset = 0
         for segment in segments:
-            total, active = _size(segment, self.totals), _size(segment, channels)
+            total, active = segment.entries(self.totals), segment.entries(channels)
             start = offset if side == "left" else offset + total - active
             if ranges and ranges[-1][1] == start:
                 ranges[-1] = ranges[-1][0], start + active
@@ -75,10 +75,6 @@ class Slices:
         """The active part of a weight ``(O, I, ...)``; a grouped convolution has no input part to take."""
         tensor = _take(tensor, 0, self.outputs)
         return tensor if self.layer.channels_per_group else _take(tensor, 1, self.inputs)
-
-
-def _size(segment: Segment, channels: Sequence[int]) -> int:
-    return segment.repeat * (segment.channels if segment.group is None else channels[segment.group])
 
 
 def _take(tensor: Tensor, dim: int, ranges: list[tuple[int, int]]) -> Tensor:

@@ -120,7 +120,7 @@ def _kept_entries(segments: tuple[Segment, ...], totals: Sequence[int]) -> tuple
     kept, offset = [], 0
     for segment in segments:
         kept.append(torch.arange(offset, offset + segment.channels * segment.repeat))
-        offset += segment.repeat * (segment.channels if segment.group is None else totals[segment.group])
+        offset += segment.entries(totals)
     return torch.cat(kept), offset
 
 
