@@ -7,11 +7,12 @@ from bcnet.models.channel_bench import MobileNet
 from bcnet.space.trace import trace
 from bcnet.supernet import layers
 from bcnet.supernet.calibrate import calibrate
-from bcnet.supernet.fused_norm import batch_norm, can_fuse, kernels, normalize
+from bcnet.supernet.fused_norm import batch_norm, can_fuse, normalize
+from bcnet.supernet.kernels import library
 from bcnet.supernet.layers import BATCH_NORM
 from bcnet.supernet.supernet import Supernet
 
-needs_kernels = pytest.mark.skipif(kernels() is None, reason="no C++ compiler here")
+needs_kernels = pytest.mark.skipif(library("batch_norm") is None, reason="no C++ compiler here")
 SHAPES = [(4, 24, 7, 5), (1, 3, 1, 1), (33, 130, 16, 16), (2, 8, 3, 3)]
 
 
@@ -131,13 +132,13 @@ def test_an_extracted_network_has_ordinary_layers():
 
 
 def test_without_a_compiler_pytorch_does_the_work(monkeypatch):
-    kernels.cache_clear()
+    library.cache_clear()
     monkeypatch.setenv("BCNET_KERNELS", "off")
     try:
-        assert kernels() is None
+        assert library("batch_norm") is None
         assert not can_fuse(images(SHAPES[0], torch.float32))
         fused, plain = supernets()
         x = images((8, 3, 16, 16), torch.float32)
         assert torch.equal(_on(fused, (4, 4, 4, 4, 4, 4, 4))(x), _on(plain, (4, 4, 4, 4, 4, 4, 4))(x))
     finally:
-        kernels.cache_clear()
+        library.cache_clear()
