@@ -6,8 +6,10 @@ from torch.nn import functional as F
 
 
 class _Tracer(fx.Tracer):
+    """ReLUs count as operations whatever their class: one that BN does already must stay one that does nothing."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return hasattr(m, "slices") or super().is_leaf_module(m, module_qualified_name)
+        return hasattr(m, "slices") or isinstance(m, nn.ReLU) or super().is_leaf_module(m, module_qualified_name)
 
 
 def operations(net: nn.Module) -> fx.Graph:

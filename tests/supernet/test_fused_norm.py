@@ -8,6 +8,7 @@ from bcnet.space.trace import trace
 from bcnet.supernet import layers
 from bcnet.supernet.calibrate import calibrate
 from bcnet.supernet.fused_norm import batch_norm, can_fuse, normalize
+from bcnet.supernet.graph import operations
 from bcnet.supernet.kernels import library
 from bcnet.supernet.layers import BATCH_NORM
 from bcnet.supernet.supernet import Supernet
@@ -110,6 +111,11 @@ def test_a_fused_supernet_trains_and_calibrates_like_an_unfused_one(monkeypatch)
     for one, other in zip(_norms(fused), _norms(plain), strict=True):
         torch.testing.assert_close(one.running_mean, other.running_mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.running_var, other.running_var, rtol=1e-4, atol=1e-5)
+
+
+def test_a_traced_supernet_leaves_the_relu_to_bn():
+    fused, _ = supernets()
+    assert not any("relu" in str(node.target) for node in operations(fused.net).nodes if node.op != "call_module")
 
 
 def _on(supernet, widths):
