@@ -62,3 +62,30 @@ def test_a_step_dispatches_fewer_operations_than_the_reference(bench):
     fast = count_operations(lambda: bench.fast(0, False))
     assert fast == count_operations(lambda: bench.fast(0, False))  # a number, not a measurement
     assert fast < reference
+
+
+def test_the_headline_ranks_every_file_on_the_networks_all_have(tmp_path, monkeypatch, capsys):
+    """Knowing the truth ranks perfectly, its negative perfectly wrong; what only one file holds is left out."""
+    import json
+
+    from bcnet.benchmark.ground_truth import find_truth, load_ground_truth
+
+    monkeypatch.syspath_prepend(FOLDER)
+    import headline
+
+    file = find_truth("channel_bench_digits")
+    truth = load_ground_truth(file)
+    knowing = dict(zip(truth.names, truth.mean.tolist(), strict=True))
+    (tmp_path / "knowing.json").write_text(json.dumps({"scores": knowing}))
+    some = list(knowing)[100:]
+    (tmp_path / "released.json").write_text(json.dumps({"archs": some, "wrong": [-knowing[name] for name in some]}))
+    files = [f"ours={tmp_path / 'knowing.json'}", "--truth", str(file), "--released", str(tmp_path / "released.json")]
+    monkeypatch.setattr(sys, "argv", ["headline.py", *files, "--out", str(tmp_path)])
+    headline.main()
+    printed = capsys.readouterr().out
+    wider = sum("1" not in name for name in some)
+    assert f"all, {len(some)} networks" in printed
+    assert f"no width 1, {wider} networks" in printed
+    assert "| ours | 1.000 (1.000 to 1.000) | 1.000 (1.000 to 1.000) |" in printed
+    assert "| released wrong | -1.000" in printed
+    assert (tmp_path / "headline.png").stat().st_size > 10_000

@@ -1,0 +1,102 @@
+"""Hold finished score files of one space, the released supernets' scores and the baselines against one ground truth.
+
+    python benchmarks/headline.py NAME=scores.json ... --truth Results_MobileNet.json [--released scores.json] [--out FOLDER]
+
+All are ranked on the networks that every file has, once on all of these and once on those that are nowhere of the smallest
+width (there FLOPs says less). ``--released`` names a file ``{"archs": [...], "PREDICTOR": [...], ...}`` of aligned lists.
+Prints a Markdown table, and draws ``headline.png`` with ``--out``.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bcnet.benchmark.ground_truth import GroundTruth, load_ground_truth, width_indices
+from bcnet.benchmark.ranking import correlate, noise_ceiling
+from bcnet.benchmark.scores import load_scores
+from bcnet.files import read_json
+
+Floats = npt.NDArray[np.float64]
+OURS, RELEASED, COUNTED = "#2563eb", "#ea580c", "#94a3b8"
+
+
+def main() -> None:
+    """Rank and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scores", nargs="+", metavar="NAME=FILE")
+    parser.add_argument("--truth", type=Path, required=True)
+    parser.add_argument("--released", type=Path)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    files = dict(item.split("=", 1) for item in options.scores)
+    predictors = {name: (OURS, load_scores(Path(file))) for name, file in files.items()}
+    if options.released:
+        tree = read_json(options.released, "released scores")
+        names = tree.pop("archs")
+        predictors |= {f"released {name}": (RELEASED, dict(zip(names, values, strict=True))) for name, values in tree.items()}
+    common = sorted(set.intersection(*(set(scores) for _, scores in predictors.values())))
+    truth = load_ground_truth(options.truth)
+    whole = truth.subset(truth.rows(common, "scores"))
+    smallest = min(min(width_indices(name)) for name in common)
+    wider = whole.subset(np.array([row for row, name in enumerate(whole.names) if min(width_indices(name)) > smallest]))
+    parts = {"all": whole, f"no width {smallest}": wider}
+    rows = {label: rows_of(part, predictors) for label, part in parts.items()}
+    print(table(parts, rows))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        draw(options.out / "headline.png", parts, rows)
+
+
+def rows_of(part: GroundTruth, predictors: dict[str, tuple[str, dict[str, float]]]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Colour and correlations of every predictor and every count on the same networks."""
+    columns: dict[str, tuple[str, Floats]] = {
+        name: (colour, np.array([scores[arch] for arch in part.names])) for name, (colour, scores) in predictors.items()
+    }
+    columns["sum of widths"] = COUNTED, np.array([float(sum(width_indices(name))) for name in part.names])
+    columns["FLOPs"] = COUNTED, part.flops.astype(np.float64)
+    columns["params"] = COUNTED, part.params.astype(np.float64)
+    return {name: (colour, correlate(values, part.mean)) for name, (colour, values) in columns.items()}
+
+
+def table(parts: dict[str, GroundTruth], rows: dict[str, dict[str, tuple[str, dict[str, Any]]]]) -> str:
+    """Markdown: a row per predictor, a column per set of networks."""
+    heads = [f"{label}, {len(part):,} networks" for label, part in parts.items()]
+    lines = [f"| Kendall tau-b (95 % bootstrap) | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
+    for name in next(iter(rows.values())):
+        taus = [column[name][1]["kendall"] for column in rows.values()]
+        lines.append(f"| {name} | " + " | ".join(f"{t['value']:.3f} ({t['low']:.3f} to {t['high']:.3f})" for t in taus) + " |")
+    ceilings = [noise_ceiling(part.acc) for part in parts.values()]
+    lines.append("| noise ceiling | " + " | ".join("" if one is None else f"{one:.3f}" for one in ceilings) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, parts: dict[str, GroundTruth], rows: dict[str, dict[str, tuple[str, dict[str, Any]]]]) -> None:
+    """Bars of tau with their intervals, the ceiling as a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = sorted(rows["all"], key=lambda name: rows["all"][name][1]["kendall"]["value"])
+    figure, axes = plt.subplots(1, len(parts), figsize=(11, 1.2 + 0.34 * len(names)), layout="constrained", sharey=True)
+    for axis, (label, part) in zip(axes, parts.items(), strict=True):
+        taus = [rows[label][name][1]["kendall"] for name in names]
+        values = [tau["value"] for tau in taus]
+        errors = [[tau["value"] - tau["low"] for tau in taus], [tau["high"] - tau["value"] for tau in taus]]
+        axis.barh(names, values, xerr=errors, color=[rows[label][name][0] for name in names], ecolor="#334155")
+        for place, value in enumerate(values):
+            axis.text(0.01, place, f"{value:.3f}", va="center", fontsize=8, color="white" if value > 0.15 else "black")
+        ceiling = noise_ceiling(part.acc)
+        if ceiling is not None:
+            axis.axvline(ceiling, color="black", linestyle=":", label=f"ceiling {ceiling:.2f}")
+            axis.legend(loc="lower right", fontsize=8)
+        axis.set(xlabel="Kendall tau-b", title=f"{label}: {len(part):,} networks")
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
