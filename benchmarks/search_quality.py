@@ -1,6 +1,6 @@
 """How good are the widths that a search finds, and does the prior initial population help?
 
-    python benchmarks/search_quality.py RUN --truth FILE [--seeds 10] [--evaluations 200] [--population 20] [--out FOLDER]
+    python benchmarks/search_quality.py RUN [SECTION.KEY=VALUE ...] --truth FILE [--seeds 10] [--evaluations 200] [--population 20]
 
 Scores every network of the truth with the trained supernet once. Then, under 25, 50 and 75 % of the full FLOPs, searches with
 the prior initial population, with a random one, and at random, each with several search seeds and the same number of
@@ -32,6 +32,7 @@ def main() -> None:
     """Run the searches."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="as for `bcnet score`")
     parser.add_argument("--truth", required=True)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--evaluations", type=int, default=200)
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     tune_malloc()
-    run = Run.open(options.run)
+    run = Run.open(options.run, options.overrides)
     truth = load_ground_truth(find_truth(options.truth))
     check_costs(truth, run.costs)
     widths = [run.space.decode(name) for name in truth.names]
