@@ -57,7 +57,8 @@ class CostTable:
             "flops": _polynomial(space, [_flops_terms(layer) for layer in space.layers], 0),
             "params": _polynomial(space, [_params_terms(layer) for layer in space.layers], space.fixed_params),
         }
-        self._lookup = {cost: _lookup(polynomial, self.table) for cost, polynomial in self.polynomials.items()}
+        self._tables = {cost: _tables(polynomial, self.table) for cost, polynomial in self.polynomials.items()}
+        self._lists = {cost: (const, [(a, b, table.tolist()) for a, b, table in parts]) for cost, (const, parts) in self._tables.items()}
 
     def of_channels(self, channels: Sequence[int] | npt.NDArray[np.int64], cost: str) -> npt.NDArray[np.int64]:
         """``flops`` or ``params`` of channel vectors ``(..., groups)``."""
@@ -65,15 +66,17 @@ class CostTable:
 
     def of_widths(self, widths: Sequence[Sequence[int]] | npt.NDArray[np.int64], cost: str) -> npt.NDArray[np.int64]:
         """``flops`` or ``params`` of width vectors ``(N, groups)``; returns ``(N,)``."""
-        index = np.asarray(widths, dtype=np.int64).reshape(-1, len(self.space.groups))
-        return self.polynomials[cost](self.table[np.arange(index.shape[1]), index])
+        index = np.ascontiguousarray(np.asarray(widths, dtype=np.int64).reshape(-1, len(self.space.groups)).T)
+        const, parts = self._tables[cost]
+        total = np.full(index.shape[1], const, dtype=np.int64)
+        for a, b, table in parts:
+            total += table.ravel().take(index[a] * table.shape[1] + index[b])
+        return total
 
     def one(self, widths: Sequence[int], cost: str) -> int:
         """``flops`` or ``params`` of one width vector, by table look-ups alone (about a microsecond)."""
-        total, singles, pairs = self._lookup[cost]
-        for row, k in zip(singles, widths, strict=True):
-            total += row[k]
-        for a, b, table in pairs:
+        total, parts = self._lists[cost]
+        for a, b, table in parts:
             total += table[widths[a]][widths[b]]
         return total
 
@@ -185,13 +188,17 @@ def _polynomial(space: Space, terms_of_layers: list[list[_Term]], const: int) ->
     return Polynomial(const, linear, pairs)
 
 
-_Lookup = tuple[int, list[list[int]], list[tuple[int, int, list[list[int]]]]]
+_Tables = tuple[int, list[tuple[int, int, npt.NDArray[np.int64]]]]
 
 
-def _lookup(polynomial: Polynomial, channels: npt.NDArray[np.int64]) -> _Lookup:
-    """The constant, the terms of every group at every index, and those of every pair of groups."""
-    pairs = polynomial.pairs + polynomial.pairs.T
+def _tables(polynomial: Polynomial, channels: npt.NDArray[np.int64]) -> _Tables:
+    """The constant, and a table of costs ``(K, K)`` for pairs of groups; what one group costs alone stands in one of its pairs."""
+    both = polynomial.pairs + polynomial.pairs.T
     squares = np.diag(polynomial.pairs)
-    singles = (polynomial.linear[:, None] * channels + squares[:, None] * channels**2).tolist()
-    upper = [(int(a), int(b)) for a, b in np.argwhere(np.triu(pairs, 1))]
-    return polynomial.const, singles, [(a, b, (pairs[a, b] * np.outer(channels[a], channels[b])).tolist()) for a, b in upper]
+    alone = polynomial.linear[:, None] * channels + squares[:, None] * channels**2
+    tables = {(int(a), int(b)): both[a, b] * np.outer(channels[a], channels[b]) for a, b in np.argwhere(np.triu(both, 1))}
+    for group, costs in enumerate(alone):
+        pair = next((pair for pair in tables if group in pair), (group, (group + 1) % len(alone)))
+        table = tables.setdefault(pair, np.zeros((channels.shape[1],) * 2, dtype=np.int64))
+        table += costs[:, None] if pair[0] == group else costs
+    return polynomial.const, [(a, b, table) for (a, b), table in tables.items()]
