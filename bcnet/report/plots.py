@@ -134,6 +134,28 @@ def draw_ranking(path: Path, scores: npt.NDArray[np.float64], truth: Any, rankin
     _save(figure, path)
 
 
+def draw_effects(path: Path, effects: dict[str, npt.NDArray[np.float64]]) -> None:
+    """What the width of every group is worth on its own: a panel per group, a line per source."""
+    groups, bins = next(iter(effects.values())).shape
+    columns = min(groups, 8)
+    rows = -(-groups // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns + 1, 1.9 * rows + 0.6), sharex=True, sharey=True, squeeze=False)
+    for group, axis in enumerate(axes.flat):
+        if group >= groups:
+            axis.set_visible(False)
+            continue
+        for (name, values), colour in zip(effects.items(), (BLUE, ORANGE), strict=True):
+            axis.plot(np.arange(bins) + 1, values[group], "o-", color=colour, markersize=3, label=name)
+        axis.axhline(0, color=GREY, linewidth=0.6)
+        axis.set_title(f"group {group + 1}", fontsize=9)
+    if bins <= 8:
+        axes[0][0].set_xticks(range(1, bins + 1))
+    axes[0][0].legend(frameon=False, fontsize=7)
+    figure.supxlabel("width index", fontsize=9)
+    figure.supylabel("standard deviations", fontsize=9)
+    _save(figure, path)
+
+
 def draw_truth(
     path: Path, accuracy: npt.NDArray[np.float64], flops: npt.NDArray[np.int64], params: npt.NDArray[np.int64], ceiling: Sequence[float]
 ) -> None:

@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 
 from bcnet.benchmark.ground_truth import GroundTruth
+from bcnet.benchmark.ranking import width_effects
 from bcnet.report import plots
 from bcnet.report.page import Page, picture, table, text
 
+MOST_GROUPS = 48  # whose effects are drawn
+
 
 def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTruth, ranking: dict[str, Any], scores_name: str) -> Path:
-    """Draw ``ranking.png`` and write ``ranking.html``; returns the page's path."""
+    """Draw ``ranking.png`` and, where there are networks enough, ``effects.png``; write ``ranking.html``; returns the page's path."""
     part = truth.subset(truth.rows(list(scores), scores_name))
     values = np.array(list(scores.values()))
     plots.draw_ranking(folder / "ranking.png", values, part, ranking, f"{len(scores):,} networks")
@@ -19,6 +22,13 @@ def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTrut
     page = Page("bcnet: how well do the scores rank?", lead)
     page.section("Correlation with ground truth", *correlation_parts(ranking))
     page.section("Picture", picture(folder / "ranking.png", "score against ground truth"))
+    effects = {name: width_effects(part.names, column) for name, column in (("score", values), ("truth", part.mean))}
+    found = {name: effect for name, effect in effects.items() if effect is not None}
+    if len(found) == len(effects) and len(found["score"][0]) <= MOST_GROUPS:
+        plots.draw_effects(folder / "effects.png", {name: table for name, (table, _) in found.items()})
+        explained = " and ".join(f"{100 * share:.0f} % of the variance of the {name}" for name, (_, share) in found.items())
+        words = f"Additive models; they explain {explained}. Where the lines part, the score over- or undervalues a group."
+        page.section("What the width of each group is worth", picture(folder / "effects.png", "effects of widths"), text(words))
     regrets = [(r["budget"], r["pick"], r["pick_accuracy"], r["best"], r["best_accuracy"], r["regret"]) for r in ranking["regret"]]
     columns = ("budget", "the scores pick", "accuracy [%]", "truly best", "accuracy [%]", "regret")
     page.section("What picking by score would lose", table(columns, regrets))
