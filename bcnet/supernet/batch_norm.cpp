@@ -40,8 +40,8 @@ void sum_rows(int64_t rows, int64_t channels, int threads, double* first, double
   std::vector<double> parts(size_t(threads) * 2 * channels, 0.0);
 #pragma omp parallel num_threads(threads)
   {
-    const int me = omp_get_thread_num();
-    const int64_t begin = rows * me / threads, end = rows * (me + 1) / threads;
+    const int me = omp_get_thread_num(), team = omp_get_num_threads();  // no more than asked for, maybe fewer
+    const int64_t begin = rows * me / team, end = rows * (me + 1) / team;
     double* mine = parts.data() + size_t(me) * 2 * channels;
     std::vector<float> local(2 * channels);
     for (int64_t block = begin; block < end; block += kBlock) {

@@ -127,9 +127,9 @@ void backward(const T* grad, const T* x, const float* weight, T* grad_x, float* 
   const std::vector<T> zeros(channels);
 #pragma omp parallel num_threads(threads)
   {
-    const int me = omp_get_thread_num();
+    const int me = omp_get_thread_num(), team = omp_get_num_threads();  // no more than asked for, maybe fewer
     float* mine = parts.data() + size_t(me) * blocks * kTaps * kLanes;
-    for (int64_t image = shape.images * me / threads; image < shape.images * (me + 1) / threads; ++image) {
+    for (int64_t image = shape.images * me / team; image < shape.images * (me + 1) / team; ++image) {
       for (int64_t row = 0; row < shape.height; ++row) {
         const int64_t here = (image * shape.height + row) * shape.width * channels, next = here + shape.width * channels;
         const int64_t next_gradient = (image * shape.out_height + (row + 1 + shape.padding) / S) * shape.out_width * channels;
