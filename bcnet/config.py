@@ -98,7 +98,7 @@ class TrainConfig(RecipeConfig):
     """Which subnets one step trains."""
     num_random: int = Field(2, ge=0)
     """Random subnets per step of ``autoslim``, beside the widest and the narrowest."""
-    teacher: bool = True
+    inplace_distillation: bool = True
     """``bcnet`` and ``bcnetv2``: every step trains the whole supernet by the labels, and widths and their complement by its
     softmax; false: as published."""
     records: int = Field(1000, gt=0)

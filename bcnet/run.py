@@ -145,7 +145,9 @@ class Run:
     def strategy(self) -> Strategy:
         """How the supernet is trained."""
         train = self.config.train
-        return make_strategy(train.strategy, self.space, self.config.seed, num_random=train.num_random, teacher=train.teacher)
+        return make_strategy(
+            train.strategy, self.space, self.config.seed, num_random=train.num_random, inplace_distillation=train.inplace_distillation
+        )
 
     # Training -------------------------------------------------------------------------------------------------------
 

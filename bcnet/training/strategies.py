@@ -5,8 +5,8 @@
 * ``bcnet``: widths on both sides, losses averaged; the next step trains their clipped complement.
 * ``bcnetv2``: the same on a supernet of ``K + k_min`` bins, where the complement is exact.
 
-With a teacher, ``bcnet`` and ``bcnetv2`` train the whole supernet by the labels in every step, and widths and their complement
-by its softmax.
+With in-place distillation, ``bcnet`` and ``bcnetv2`` train the whole supernet by the labels in every step, and widths and their
+complement by its softmax.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ def plain_passes(step: int) -> list[Pass]:
     return [Pass()]
 
 
-def make_strategy(name: str, space: Space, seed: int, *, num_random: int = 2, teacher: bool = False) -> Strategy:
+def make_strategy(name: str, space: Space, seed: int, *, num_random: int = 2, inplace_distillation: bool = False) -> Strategy:
     """A strategy by name; the widths of step ``t`` follow from the seed and ``t`` alone.
 
     Args:
@@ -67,7 +67,7 @@ def make_strategy(name: str, space: Space, seed: int, *, num_random: int = 2, te
         space: whose widths are trained.
         seed: of the run.
         num_random: random widths per step of ``autoslim``.
-        teacher: of ``bcnet`` and ``bcnetv2``, see above.
+        inplace_distillation: of ``bcnet`` and ``bcnetv2``, see above.
     """
 
     def draw(index: int, count: int = 1) -> list[Widths]:
@@ -96,7 +96,7 @@ def make_strategy(name: str, space: Space, seed: int, *, num_random: int = 2, te
     both: tuple[Side, Side] = ("left", "right")
     wide = name == "bcnetv2"
     if name in ("bcnet", "bcnetv2"):
-        return Strategy(name, wide, both, taught if teacher else bilateral)
+        return Strategy(name, wide, both, taught if inplace_distillation else bilateral)
     return Strategy(name, False, ("left",), {"uniform": uniform, "autoslim": autoslim}[name])
 
 

@@ -74,7 +74,7 @@ def test_losses_of_both_sides_are_averaged():
 
 def test_with_a_teacher_bcnetv2_stays_exactly_fair_in_every_step():
     s = space(4, 2)
-    strategy = make_strategy("bcnetv2", s, 0, teacher=True)
+    strategy = make_strategy("bcnetv2", s, 0, inplace_distillation=True)
     for step in range(20):
         whole, *pair = strategy.passes(step)
         assert (whole.widths, whole.distilled, whole.weight) == ((6, 6, 6), False, 1.0)
@@ -84,4 +84,4 @@ def test_with_a_teacher_bcnetv2_stays_exactly_fair_in_every_step():
         counts = TrainingCounts(3, 6)
         counts.add(strategy.passes(step))
         assert (counts.counts == 3).all()
-    assert make_strategy("bcnet", s, 0, teacher=True).passes(0)[0].widths == s.full
+    assert make_strategy("bcnet", s, 0, inplace_distillation=True).passes(0)[0].widths == s.full
