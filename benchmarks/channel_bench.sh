@@ -4,6 +4,7 @@
 # METHOD is uniform, autoslim, bcnet, bcnetv2 or bcnetv2_taught, e.g.
 #   benchmarks/channel_bench.sh resnet bcnetv2_taught runs/resnet data.root=cifar10 score.calibration_images=1024
 set -e
+: "${3:?model, method and folder, please: see the first lines of this file}"
 config=channel_bench/$1_$2
 folder=$3
 shift 3

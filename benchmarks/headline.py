@@ -17,6 +17,7 @@ import numpy.typing as npt
 from bcnet.benchmark.ground_truth import GroundTruth, load_ground_truth, width_indices
 from bcnet.benchmark.ranking import correlate, noise_ceiling
 from bcnet.benchmark.scores import load_scores
+from bcnet.errors import UserError
 from bcnet.files import read_json
 
 Floats = npt.NDArray[np.float64]
@@ -26,23 +27,40 @@ OURS, RELEASED, COUNTED = "#2563eb", "#ea580c", "#94a3b8"
 def main() -> None:
     """Rank and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scores", nargs="+", metavar="NAME=FILE")
+    parser.add_argument("scores", nargs="+", metavar="NAME=FILE", type=named)
     parser.add_argument("--truth", type=Path, required=True)
     parser.add_argument("--released", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    files = dict(item.split("=", 1) for item in options.scores)
-    predictors = {name: (OURS, load_scores(Path(file))) for name, file in files.items()}
+    try:
+        compare(options)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def named(text: str) -> tuple[str, Path]:
+    """``NAME=FILE``."""
+    name, equals, file = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
+    return name, Path(file)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Read everything, print the table and draw."""
+    predictors = {name: (OURS, load_scores(file)) for name, file in options.scores}
     if options.released:
         tree = read_json(options.released, "released scores")
         names = tree.pop("archs")
         predictors |= {f"released {name}": (RELEASED, dict(zip(names, values, strict=True))) for name, values in tree.items()}
     common = sorted(set.intersection(*(set(scores) for _, scores in predictors.values())))
+    if len(common) < 3:
+        raise UserError(f"{len(common)} networks are in all of the files: at least 3 are needed")
     truth = load_ground_truth(options.truth)
     whole = truth.subset(truth.rows(common, "scores"))
     smallest = min(min(width_indices(name)) for name in common)
     wider = whole.subset(np.array([row for row, name in enumerate(whole.names) if min(width_indices(name)) > smallest]))
-    parts = {"all": whole, f"no width {smallest}": wider}
+    parts = {"all": whole} | ({f"no width {smallest}": wider} if len(wider) > 2 else {})
     rows = {label: rows_of(part, predictors) for label, part in parts.items()}
     print(table(parts, rows))
     if options.out:
@@ -81,8 +99,8 @@ def draw(path: Path, parts: dict[str, GroundTruth], rows: dict[str, dict[str, tu
     from matplotlib import pyplot as plt
 
     names = sorted(rows["all"], key=lambda name: rows["all"][name][1]["kendall"]["value"])
-    figure, axes = plt.subplots(1, len(parts), figsize=(11, 1.2 + 0.34 * len(names)), layout="constrained", sharey=True)
-    for axis, (label, part) in zip(axes, parts.items(), strict=True):
+    figure, axes = plt.subplots(1, len(parts), figsize=(11, 1.2 + 0.34 * len(names)), layout="constrained", sharey=True, squeeze=False)
+    for axis, (label, part) in zip(axes[0], parts.items(), strict=True):
         taus = [rows[label][name][1]["kendall"] for name in names]
         values = [tau["value"] for tau in taus]
         errors = [[tau["value"] - tau["low"] for tau in taus], [tau["high"] - tau["value"] for tau in taus]]

@@ -70,11 +70,13 @@ class CostTable:
         const, parts = self._tables[cost]
         total = np.full(index.shape[1], const, dtype=np.int64)
         for a, b, table in parts:
-            total += table.ravel().take(index[a] * table.shape[1] + index[b])
+            total += table[index[a], index[b]]
         return total
 
     def one(self, widths: Sequence[int], cost: str) -> int:
-        """``flops`` or ``params`` of one width vector, by table look-ups alone (about a microsecond)."""
+        """``flops`` or ``params`` of one width vector, by table look-ups alone (less than a microsecond)."""
+        if len(widths) != len(self.space.groups):
+            raise ValueError(f"{len(widths)} indices for {len(self.space.groups)} groups")
         total, parts = self._lists[cost]
         for a, b, table in parts:
             total += table[widths[a]][widths[b]]

@@ -1,6 +1,6 @@
 """Depthwise convolution whose backward pass is fast on the CPU (``depthwise.cpp``).
 
-PyTorch takes two to nine times as long, and in bf16 far longer still where the convolution is strided.
+PyTorch takes up to nine times as long, and in bf16 far longer still where the convolution is strided.
 """
 
 import ctypes

@@ -91,3 +91,18 @@ def test_budgets_are_read_and_impossible_ones_refused(tables):
     for text in ("flops", "flops=", "memory=3", "flops=many", "flops=-1", "flops=nan", "flops=0"):
         with pytest.raises(UserError):
             Budget.parse(text, table)
+
+
+@pytest.mark.parametrize("cost", ["flops", "params"])
+def test_tables_equal_the_polynomial_and_refuse_what_is_not_of_the_space(tables, cost):
+    for table in tables.values():
+        widths = np.random.default_rng(0).integers(0, 5, (50, 7))
+        expected = table.of_channels(table.table[np.arange(7), widths], cost)
+        assert table.of_widths(widths, cost).tolist() == expected.tolist() == [table.one(row, cost) for row in widths.tolist()]
+        for wrong in (7 * [5], 6 * [4] + [5]):
+            with pytest.raises(IndexError):
+                table.of_widths([wrong], cost)
+            with pytest.raises(IndexError):
+                table.one(wrong, cost)
+        with pytest.raises(ValueError, match="8 indices for 7 groups"):
+            table.one(8 * [4], cost)
