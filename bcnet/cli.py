@@ -281,13 +281,15 @@ def score(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write.  [default: RUN/scores.json]")] = None,
 ) -> None:
     """Score width vectors with a trained supernet."""
+    from bcnet.config import METRIC_NAMES
+
     with _opened(folder, overrides) as (run, say):
         wanted = read_widths(widths, run.space)
         target = out or folder / "scores.json"
         scores = run.score(wanted, target)
         for name, value in sorted(scores.items(), key=lambda item: -item[1])[:10]:
             say(f"{name}  {value:.4f}")
-        say(f"{len(scores):,} scores ({run.config.score.metric}, mean of {' and '.join(run.strategy.sides)}): {target}")
+        say(f"{len(scores):,} scores ({METRIC_NAMES[run.config.score.metric]}, mean of {' and '.join(run.strategy.sides)}): {target}")
 
 
 @app.command()
@@ -308,15 +310,19 @@ def search(
 
 def search_widths(run: "Run", budget: str | None, say: Callable[..., None]) -> dict[str, Any]:
     """Search and say what was found."""
+    from bcnet.config import METRIC_NAMES
     from bcnet.space.cost import human
 
     found = run.search(budget)
     best = found["best"]
     full = run.costs.range("flops")[1]
     share = f"{best['flops'] / full:.0%} of the full model"
-    metric = found["settings"]["metric"].replace("_", " ")
+    metric = found["settings"]["metric"]
+    score = f"accuracy in the supernet {best['accuracy']:.2%}"
+    if metric != "accuracy":
+        score = f"{METRIC_NAMES[metric]} {best['score']:.4f}, {score}"
     costs = f"{human(best['flops'])} FLOPs ({share}), {human(best['params'])} params"
-    say(f"best of {len(found['evaluated'])} scored: {best['widths']}, {metric} {best['score']:.4f}, {costs}")
+    say(f"best of {len(found['evaluated'])} scored: {best['widths']}, {score}, {costs}")
     if found["settings"]["objective"] == "score_and_cost":
         say(f"Pareto front: {len(found['front'])} width vectors in {run.folder / 'search.json'}")
     return found

@@ -105,11 +105,19 @@ class TrainConfig(RecipeConfig):
     """How many of the best (loss, widths) records are kept for the prior initial population."""
 
 
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "neg_cross_entropy": "negative cross-entropy",
+    "neg_kl": "negative KL divergence from the full width",
+}
+
+
 class ScoreConfig(_Section):
     """How a subnet is scored."""
 
-    metric: Literal["accuracy", "neg_cross_entropy"] = "accuracy"
-    """The score, on the search-validation images; higher is better."""
+    metric: Literal["accuracy", "neg_cross_entropy", "neg_kl"] = "neg_kl"
+    """The score, on the search-validation images; higher is better. ``neg_kl``: how near the predictions are to those of the
+    full width."""
     calibration_images: int = Field(1024, gt=0)
     """Training images, not augmented, for the BN statistics of the subnet; the same ones for all."""
     max_images: int | None = Field(None, gt=0)

@@ -340,7 +340,7 @@ class Run:
 
     def _row(self, widths: Widths, score: float) -> dict[str, Any]:
         costs = {cost: self.costs.one(widths, cost) for cost in ("flops", "params")}
-        return {"widths": self.space.encode(widths), "score": score} | costs
+        return {"widths": self.space.encode(widths), "score": score, "accuracy": self.scorer.accuracy(widths)} | costs
 
     # Found networks -------------------------------------------------------------------------------------------------
 

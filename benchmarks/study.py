@@ -83,15 +83,15 @@ def _effect(row: dict[str, Any], default: dict[str, Any]) -> str:
 def table_of(default: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
     """Markdown: a row per recipe."""
     lines = [
-        "| factor | recipe | tau (its score) | effect (standard error) | accuracy | neg. cross-entropy | mean of the supernets | passes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| factor | recipe | tau (its score) | effect (standard error) | accuracy | cross-entropy | KL | mean of the supernets | passes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     rows = [("", DEFAULT, default), *((factor, name, row) for factor, recipes in found.items() for name, row in recipes.items())]
     for factor, name, row in rows:
         by_score = row["kendall_by_score"]
         cells = (
             *(factor, name, _mean(row["kendall"]), _effect(row, default) if factor else ""),
-            *(_mean(by_score[f"{score}, mean"]) for score in ("accuracy", "cross_entropy")),
+            *(_mean(by_score[f"{score}, mean"]) for score in ("accuracy", "cross_entropy", "kl")),
             *(f"{row['kendall_of_mean_score']:.3f}", f"{row['passes']:,}"),
         )
         lines.append(f"| {' | '.join(cells)} |")

@@ -106,10 +106,10 @@ def _evaluate(run: Run, truth: GroundTruth) -> dict[str, Any]:
 
 
 def _by_score(scorer: Scorer, truth: GroundTruth) -> dict[str, float]:
-    """Kendall tau of both metrics on every side and on their mean, from the same evaluations."""
+    """Kendall tau of all metrics on every side and on their mean, from the same evaluations."""
     evaluations = [scorer.evaluations[name] for name in truth.names]
     taus = {}
-    for metric, sign in (("accuracy", 1), ("cross_entropy", -1)):
+    for metric, sign in (("accuracy", 1), ("cross_entropy", -1), ("kl", -1)):
         sides = {side: np.array([sign * getattr(one[side], metric) for one in evaluations]) for side in scorer.sides}
         for name, values in (sides | {"mean": np.mean(list(sides.values()), 0)}).items():
             taus[f"{metric}, {name}"] = correlate(values, truth.mean, resamples=0)["kendall"]["value"]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bcnet.config import METRIC_NAMES
 from bcnet.files import write_atomic
 
 BLUE, ORANGE, GREY, GREEN = "#2563eb", "#ea580c", "#94a3b8", "#16a34a"
@@ -86,7 +87,7 @@ def draw_search(path: Path, search: dict[str, Any]) -> None:
     left.plot(best[cost] / scale, best["score"], marker="*", markersize=15, color=ORANGE, linestyle="", label=f"best {best['widths']}")
     if search["settings"]["budget_limit"]:
         left.axvline(search["settings"]["budget_limit"] / scale, color="black", linestyle=":", label="budget")
-    left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=search["settings"]["metric"].replace("_", " "))
+    left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=METRIC_NAMES[search["settings"]["metric"]])
     left.set_title(f"{len(evaluated)} width vectors scored")
     left.legend(frameon=False, fontsize=8)
     right.plot(np.arange(len(y)) + 1, np.maximum.accumulate(y), color=BLUE)

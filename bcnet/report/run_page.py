@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bcnet.config import METRIC_NAMES
 from bcnet.report import plots
 from bcnet.report.page import Page, details, picture, table, text
 from bcnet.report.ranking_page import correlation_parts
@@ -56,7 +57,7 @@ def _add_found(page: Page, run: Run, search: dict[str, Any]) -> None:
     words = (
         f"{best['widths']}: {human(best['flops'])} FLOPs ({best['flops'] / full['flops']:.0%} of the full model), "
         f"{human(best['params'])} params ({best['params'] / full['params']:.0%}), "
-        f"{search['settings']['metric'].replace('_', ' ')} {best['score']:.4f}."
+        f"{METRIC_NAMES[search['settings']['metric']]} {best['score']:.4f}, accuracy in the supernet {best['accuracy']:.2%}."
     )
     plots.draw_widths(run.folder / "widths.png", [g.name for g in run.space.groups], channels)
     page.section("The width that was found", text(words), picture(run.folder / "widths.png", "channels per group"))
@@ -141,15 +142,15 @@ def _add_search(page: Page, run: Run, search: dict[str, Any]) -> None:
     settings = search["settings"]
     words = (
         f"{settings['algorithm']} ({settings['init']} initial population), {len(search['evaluated'])} width vectors scored"
-        f"{', budget ' + settings['budget'] if settings['budget'] else ''}. Score: {settings['metric'].replace('_', ' ')} on images "
+        f"{', budget ' + settings['budget'] if settings['budget'] else ''}. Score: {METRIC_NAMES[settings['metric']]} on images "
         f"held out from training, mean of {' and '.join(run.strategy.sides)}."
     )
     scores = np.array([row["score"] for row in search["evaluated"]])
     top = sorted(search["evaluated"], key=lambda row: -row["score"])[:10]
-    rows = [(row["widths"], row["score"], human(row["flops"]), human(row["params"])) for row in top]
+    rows = [(row["widths"], row["score"], f"{row['accuracy']:.2%}", human(row["flops"]), human(row["params"])) for row in top]
     spread = f"Scores reach from {scores.min():.4f} to {scores.max():.4f}."
-    parts = (text(words), text(spread), picture(run.folder / "search.png", "search"), table(("widths", "score", "FLOPs", "params"), rows))
-    page.section("Search", *parts)
+    best = table(("widths", "score", "accuracy", "FLOPs", "params"), rows)
+    page.section("Search", text(words), text(spread), picture(run.folder / "search.png", "search"), best)
 
 
 def _add_space(page: Page, run: Run) -> None:

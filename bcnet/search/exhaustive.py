@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from bcnet.data.batches import EvalBatches
 from bcnet.runtime import autocast
-from bcnet.search.evaluate import Evaluation
+from bcnet.search.evaluate import Evaluation, Totals
 from bcnet.search.plan import NotShareable, Plan, Step, make_plan, out_of_place
 from bcnet.space.widths import Segment, Widths
 from bcnet.supernet.layers import Side, Slices
@@ -68,6 +67,7 @@ class Walker:
         calibration: EvalBatches,
         validation: EvalBatches,
         tick: Callable[[float], None] = lambda share: None,
+        reference: Tensor | None = None,
     ) -> list[Evaluation]:
         """Calibrate and evaluate width vectors on one side.
 
@@ -77,6 +77,7 @@ class Walker:
             calibration: training images.
             validation: images to evaluate on.
             tick: told which share of the work is done, in 0..1.
+            reference: `bcnet.search.evaluate.log_probabilities` on the validation images, to measure divergences from.
         """
         device = next(self.supernet.parameters()).device
         total = len(calibration) + len(validation)
@@ -88,19 +89,15 @@ class Walker:
             statistics.batches += 1
             done += len(images)
             tick(done / total)
-        correct = torch.zeros(len(wanted), dtype=torch.int64, device=device)
-        loss = torch.zeros(len(wanted), dtype=torch.float64, device=device)
+        totals = Totals(len(wanted), reference, device)
         for images, labels in validation:
             with closing(self._walk(images, wanted, side, statistics, collect=False)) as logits:
                 for start in range(0, len(wanted), LOGITS_AT_ONCE):
-                    some = torch.stack(list(islice(logits, LOGITS_AT_ONCE))).float()
-                    part = slice(start, start + len(some))
-                    correct[part] += (some.argmax(2) == labels).sum(1)
-                    loss[part] += F.cross_entropy(some.transpose(1, 2), labels.expand(len(some), -1), reduction="none").double().sum(1)
+                    totals.add(torch.stack(list(islice(logits, LOGITS_AT_ONCE))), labels, start)
+            totals.end_batch(len(images))
             done += len(images)
             tick(done / total)
-        number = len(validation)
-        return [Evaluation(c / number, x / number) for c, x in zip(correct.tolist(), loss.tolist(), strict=True)]
+        return totals.means()
 
     def multiply_adds(self, wanted: Sequence[Widths]) -> tuple[int, int]:
         """Multiply-adds of convolutions and linear layers for one image: one by one, and in one walk."""

@@ -4,16 +4,19 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from math import log
 from pathlib import Path
 from statistics import fmean
 
+import torch
+from torch import Tensor
 from torch import distributed as dist
 
 from bcnet.data.batches import EvalBatches
 from bcnet.errors import UserError
 from bcnet.progress import ProgressBar
 from bcnet.runtime import rank, world_size
-from bcnet.search.evaluate import Evaluation, evaluate
+from bcnet.search.evaluate import Evaluation, evaluate, log_probabilities
 from bcnet.search.exhaustive import Walker
 from bcnet.search.plan import NotShareable
 from bcnet.space.widths import Widths
@@ -40,7 +43,7 @@ class ScoreCache:
             for line in whole.decode("utf-8", "replace").splitlines():
                 try:
                     entry = json.loads(line)
-                    self.found[entry["widths"]] = {s: Evaluation(**entry[s]) for s in ("left", "right") if s in entry}
+                    self.found[entry["widths"]] = {s: _evaluation(entry[s]) for s in ("left", "right") if s in entry}
                 except (json.JSONDecodeError, KeyError, TypeError):
                     continue  # a damaged line is scored again
 
@@ -56,6 +59,10 @@ class ScoreCache:
                 file.write(line.encode())
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+
+def _evaluation(entry: dict[str, float]) -> Evaluation:
+    return Evaluation(entry["accuracy"], entry["cross_entropy"], entry["kl"])
 
 
 def _ends_with_newline(path: Path) -> bool:
@@ -74,7 +81,8 @@ class Scorer:
         calibration: training images, not augmented; the same for every candidate.
         validation: images held out from training.
         sides: the sides to score.
-        metric: ``accuracy`` or ``neg_cross_entropy``.
+        metric: ``accuracy``, ``neg_cross_entropy``, or ``neg_kl``: how near a width vector's predictions are to those of the
+            full width, whose probabilities are averaged over the sides.
         bf16: autocast to bf16.
         memory_gib: memory for what width vectors share.
         whole_layers: compute every layer at full width for all its uses: for a large part of a space.
@@ -165,18 +173,35 @@ class Scorer:
             def part(share: float, number: int = number) -> None:
                 tick(len(block) * (number + share) / len(self.sides))
 
-            columns[side] = self.walker.evaluate(block, side, self.calibration, self.validation, part)
+            columns[side] = self.walker.evaluate(block, side, self.calibration, self.validation, part, self.reference)
         return [{side: column[row] for side, column in columns.items()} for row in range(len(block))]
 
     def _evaluate_alone(self, widths: Widths) -> dict[str, Evaluation]:
         result: dict[str, Evaluation] = {}
         for side in self.sides:
-            self.supernet.set_active_subnet(widths, side)
-            calibrate(self.supernet, self.calibration, bf16=self.bf16)
-            result[side] = evaluate(self.supernet, self.validation, bf16=self.bf16)
+            reference = self.reference
+            self._activate(widths, side)
+            result[side] = evaluate(self.supernet, self.validation, bf16=self.bf16, reference=reference)
         return result
 
+    def _activate(self, widths: Widths, side: Side) -> None:
+        self.supernet.set_active_subnet(widths, side)
+        calibrate(self.supernet, self.calibration, bf16=self.bf16)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """What the full width predicts, mean of the probabilities over the sides: log-probabilities, images x classes."""
+        found = []
+        for side in self.sides:
+            self._activate(self.supernet.space.full, side)
+            found.append(log_probabilities(self.supernet, self.validation, bf16=self.bf16))
+        return torch.stack(found).logsumexp(0) - log(len(found))
+
+    def accuracy(self, widths: Widths) -> float:
+        """Mean accuracy over the sides, whatever the metric, of a width vector that was scored; in 0..1."""
+        return fmean(side.accuracy for side in self.evaluations[self.supernet.space.encode(widths)].values())
+
     def _reduce(self, sides: dict[str, Evaluation]) -> float:
-        if self.metric == "accuracy":
-            return fmean(side.accuracy for side in sides.values())
-        return -fmean(side.cross_entropy for side in sides.values())
+        name = self.metric.removeprefix("neg_")
+        mean = fmean(getattr(side, name) for side in sides.values())
+        return mean if name == self.metric else -mean

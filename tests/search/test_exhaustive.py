@@ -62,10 +62,10 @@ class Batches(list):
         return 21
 
 
-def alone(supernet, widths, side, calibration, validation):
+def alone(supernet, widths, side, calibration, validation, reference):
     supernet.set_active_subnet(widths, side)
     calibrate(supernet, calibration)
-    return evaluate(supernet, validation)
+    return evaluate(supernet, validation, reference=reference)
 
 
 @pytest.mark.parametrize("whole_layers", [True, False])
@@ -83,9 +83,11 @@ def test_a_walk_gives_what_evaluating_each_alone_gives(name, whole_layers):
     nearby = [(*w[:-1], k) for w in some[2:3] for k in range(1, 5)]
     wanted = sorted({*some, *nearby})
     for side in ("left", "right"):
-        together = walker.evaluate(wanted, side, calibration, validation)
+        reference = torch.randn(21, supernet(validation[0][0]).shape[1], generator=torch.Generator().manual_seed(3)).log_softmax(1)
+        together = walker.evaluate(wanted, side, calibration, validation, reference=reference)
         for widths, found in zip(wanted, together, strict=True):
-            expected = alone(supernet, widths, side, calibration, validation)
+            expected = alone(supernet, widths, side, calibration, validation, reference)
+            assert found.kl == pytest.approx(expected.kl, rel=1e-5)
             assert found.cross_entropy == pytest.approx(expected.cross_entropy, rel=1e-5)
             assert found.accuracy == pytest.approx(expected.accuracy)
 

@@ -8,18 +8,21 @@ from bcnet.data.sources import ImageSet
 from bcnet.errors import UserError
 from bcnet.run import Run
 from bcnet.search.evaluate import evaluate
-from bcnet.search.scorer import ScoreCache
+from bcnet.search.scorer import ScoreCache, Scorer
 from bcnet.supernet.calibrate import calibrate
 
 
 def test_a_score_is_the_mean_over_both_sides_of_extracted_networks(run):
     widths = (3, 2, 4, 1, 2)
-    accuracies = []
+    found = []
     for side in ("left", "right"):
         network = run.scorer.supernet.extract(widths, side)
         calibrate(network, run.calibration)
-        accuracies.append(evaluate(network, run.validation).cross_entropy)
-    assert run.scorer.score(widths) == pytest.approx(-sum(accuracies) / 2, abs=1e-6)
+        found.append(evaluate(network, run.validation))
+    by_loss = Run.open(run.folder, ["score.metric=neg_cross_entropy"]).scorer
+    assert by_loss.score(widths) == pytest.approx(-sum(one.cross_entropy for one in found) / 2, abs=1e-6)
+    by_accuracy = Run.open(run.folder, ["score.metric=accuracy"]).scorer
+    assert by_accuracy.score(widths) == by_loss.accuracy(widths) == pytest.approx(sum(one.accuracy for one in found) / 2)
 
 
 def test_evaluation_is_the_plain_definition(run):
@@ -32,6 +35,41 @@ def test_evaluation_is_the_plain_definition(run):
     found = evaluate(network, run.validation)
     assert found.accuracy == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert found.cross_entropy == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-6)
+    assert found.kl is None
+    other = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+    kl = (other.exp() * (other - logits.log_softmax(1))).sum(1).mean().item()
+    assert evaluate(network, run.validation, reference=other).kl == pytest.approx(kl, abs=1e-6)
+
+
+def test_on_one_side_nothing_is_nearer_to_the_full_width_than_itself(run):
+    scorer = Scorer(run.scorer.supernet, run.calibration, run.validation, sides=["right"], metric="neg_kl")
+    found = scorer.score_many(run.space.enumerate())
+    assert found.pop(run.space.full) == pytest.approx(0, abs=1e-6)
+    assert max(found.values()) < -1e-4
+
+
+def test_divergence_is_measured_from_what_the_full_width_predicts_on_both_sides_together(run):
+    widths = (3, 2, 4, 1, 2)
+    probabilities = {}
+    for chosen in (run.space.full, widths):
+        for side in ("left", "right"):
+            network = run.scorer.supernet.extract(chosen, side)
+            calibrate(network, run.calibration)
+            with torch.no_grad():
+                probabilities[chosen, side] = torch.cat([network(images).double().softmax(1) for images, _ in run.validation])
+    full = (probabilities[run.space.full, "left"] + probabilities[run.space.full, "right"]) / 2
+    expected = [(full * (full / probabilities[widths, side]).log()).sum(1).mean().item() for side in ("left", "right")]
+    assert Run.open(run.folder, ["score.metric=neg_kl"]).scorer.score(widths) == pytest.approx(-sum(expected) / 2, abs=1e-6)
+
+
+def test_an_evaluation_of_an_older_version_is_made_again(run):
+    score = run.scorer.score((1, 2, 3, 4, 1))
+    path = run.scorer.cache.path
+    entry = json.loads(path.read_text())
+    del entry["left"]["kl"]
+    path.write_text(json.dumps(entry) + "\n")
+    assert not ScoreCache(path).found
+    assert Run.open(run.folder).scorer.score((1, 2, 3, 4, 1)) == score
 
 
 def test_scoring_leaves_training_untouched(run):
@@ -76,13 +114,13 @@ def test_other_settings_have_another_cache(run):
     other = Run.open(run.folder, ["score.calibration_images=64"])
     assert run.scorer.cache.path != other.scorer.cache.path
     accuracy = Run.open(run.folder, ["score.metric=accuracy"])
-    assert run.scorer.cache.path == accuracy.scorer.cache.path  # both metrics come from one evaluation
+    assert run.scorer.cache.path == accuracy.scorer.cache.path  # all metrics come from one evaluation
 
 
 def test_a_search_is_resumed_from_the_cache(run):
     first = run.search("flops=0.5")
     again = Run.open(run.folder)
-    again.scorer._evaluate_sides = None  # everything is known: nothing may be computed
+    again.scorer._evaluate = None  # everything is known: nothing may be computed
     second = again.search("flops=0.5")
     assert first["evaluated"] == second["evaluated"]
     assert first["best"] == second["best"]
@@ -90,7 +128,7 @@ def test_a_search_is_resumed_from_the_cache(run):
 
 
 def test_an_impossible_budget_is_refused_before_any_work(run):
-    run.scorer._evaluate_sides = None
+    run.scorer._evaluate = None
     with pytest.raises(UserError, match="cannot be met"):
         run.search("flops=0.001")
     assert not (run.folder / "search.json").exists()
