@@ -118,6 +118,8 @@ class ScoreConfig(_Section):
     metric: Literal["accuracy", "neg_cross_entropy", "neg_kl"] = "neg_kl"
     """The score, on the search-validation images; higher is better. ``neg_kl``: how near the predictions are to those of the
     full width."""
+    additive: int | None = Field(None, gt=0)
+    """Score this many random widths only, and any others by what each group's width is worth in those (an additive model)."""
     calibration_images: int = Field(1024, gt=0)
     """Training images, not augmented, for the BN statistics of the subnet; the same ones for all."""
     max_images: int | None = Field(None, gt=0)

@@ -24,7 +24,8 @@ from bcnet.data.sources import ImageSet
 from bcnet.errors import UserError
 from bcnet.files import read_json, write_json, write_text
 from bcnet.models.factory import build_model
-from bcnet.runtime import STREAM_MODEL, STREAM_SEARCH, derive_seed, environment, rank, resolve_device, use_bf16, world_size
+from bcnet.runtime import STREAM_MODEL, STREAM_SAMPLE, STREAM_SEARCH, derive_seed, environment, rank, resolve_device, use_bf16, world_size
+from bcnet.search.effects import LEAST_PER_UNKNOWN, balanced_sample
 from bcnet.search.evaluate import evaluate
 from bcnet.search.scorer import LARGE_PART, ScoreCache, Scorer
 from bcnet.space.cost import Budget, CostTable
@@ -245,6 +246,7 @@ class Run:
 
     def scorer_for(self, count: int) -> Scorer:
         """The scorer that is faster for so many width vectors."""
+        count = self.config.score.additive or count
         return self.exhaustive_scorer if count >= LARGE_PART * len(self.space) else self.scorer
 
     def _make_scorer(self, *, whole_layers: bool) -> Scorer:
@@ -262,16 +264,30 @@ class Run:
             bf16=self.bf16,
             memory_gib=score.memory_gib,
             whole_layers=whole_layers,
+            sample=self._additive_sample(),
             cache=ScoreCache(self.folder / "scores" / f"{name}.jsonl"),
         )
 
+    def _additive_sample(self) -> list[Widths]:
+        count, space = self.config.score.additive, self.space
+        if count is None:
+            return []
+        groups, choices = len(space.groups), space.bins - space.min_bins + 1
+        least = LEAST_PER_UNKNOWN * groups * choices
+        if count < least:
+            raise UserError(f"score.additive is {count}: {groups} groups of {choices} widths each need at least {least} scored ones")
+        return balanced_sample(space, count, derive_seed(self.config.seed, STREAM_SAMPLE))
+
     def score(self, widths: Sequence[Widths], out: Path) -> dict[str, float]:
         """Score width vectors and write ``{"meta": ..., "costs": {WIDTHS: [FLOPs, params]}, "scores": {WIDTHS: score}}``."""
-        found = self.scorer_for(len(widths)).score_many(widths, "scoring")
+        scorer = self.scorer_for(len(widths))
+        found = scorer.score_many(widths, "scoring")
         scores = {self.space.encode(w): value for w, value in found.items()}
         if rank() == 0:
             costs = {self.space.encode(w): [self.costs.one(w, cost) for cost in ("flops", "params")] for w in found}
-            write_json(out, {"meta": self.describe() | {"sides": self.strategy.sides}, "costs": costs, "scores": scores})
+            explained = scorer.effects().explained if scorer.sample else None
+            meta = self.describe() | {"sides": self.strategy.sides, "explained_by_effects": explained}
+            write_json(out, {"meta": meta, "costs": costs, "scores": scores})
         return scores
 
     def describe(self) -> dict[str, Any]:
@@ -340,7 +356,7 @@ class Run:
 
     def _row(self, widths: Widths, score: float) -> dict[str, Any]:
         costs = {cost: self.costs.one(widths, cost) for cost in ("flops", "params")}
-        return {"widths": self.space.encode(widths), "score": score, "accuracy": self.scorer.accuracy(widths)} | costs
+        return {"widths": self.space.encode(widths), "score": score, "accuracy": self.scorer.read([widths], metric="accuracy")[0]} | costs
 
     # Found networks -------------------------------------------------------------------------------------------------
 

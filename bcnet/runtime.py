@@ -18,7 +18,7 @@ from torch import distributed as dist
 from bcnet.errors import UserError
 
 # Independent random streams of one seed; the number is part of the stream's identity and never reused.
-STREAM_MODEL, STREAM_SPLIT, STREAM_ORDER, STREAM_AUGMENT, STREAM_WIDTHS, STREAM_STEP, STREAM_SEARCH = range(7)
+STREAM_MODEL, STREAM_SPLIT, STREAM_ORDER, STREAM_AUGMENT, STREAM_WIDTHS, STREAM_STEP, STREAM_SEARCH, STREAM_SAMPLE = range(8)
 
 
 def derive_seed(seed: int, stream: int, index: int = 0) -> int:

@@ -16,7 +16,7 @@ import yaml
 
 from bcnet.benchmark.compare import compare
 from bcnet.benchmark.ground_truth import GroundTruth, find_truth, load_ground_truth
-from bcnet.config import load_config
+from bcnet.config import METRIC_NAMES, load_config
 from bcnet.files import write_json, write_text
 from bcnet.runtime import environment, tune_malloc
 
@@ -91,7 +91,7 @@ def table_of(default: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
         by_score = row["kendall_by_score"]
         cells = (
             *(factor, name, _mean(row["kendall"]), _effect(row, default) if factor else ""),
-            *(_mean(by_score[f"{score}, mean"]) for score in ("accuracy", "cross_entropy", "kl")),
+            *(_mean(by_score[f"{score}, mean"]) for score in METRIC_NAMES),
             *(f"{row['kendall_of_mean_score']:.3f}", f"{row['passes']:,}"),
         )
         lines.append(f"| {' | '.join(cells)} |")

@@ -10,12 +10,13 @@ from sklearn.linear_model import Ridge
 
 from bcnet.benchmark.ground_truth import Floats, GroundTruth, width_indices
 from bcnet.benchmark.ranking import DEFAULT_BUDGETS, correlate, noise_ceiling, regret
-from bcnet.config import Config
+from bcnet.config import METRIC_NAMES, Config
 from bcnet.errors import UserError
 from bcnet.files import write_json
 from bcnet.run import Run
 from bcnet.search.scorer import Scorer
 from bcnet.space.cost import CostTable
+from bcnet.supernet.layers import Side
 
 RIDGE_SIZES = (32, 128)
 
@@ -107,11 +108,12 @@ def _evaluate(run: Run, truth: GroundTruth) -> dict[str, Any]:
 
 def _by_score(scorer: Scorer, truth: GroundTruth) -> dict[str, float]:
     """Kendall tau of all metrics on every side and on their mean, from the same evaluations."""
-    evaluations = [scorer.evaluations[name] for name in truth.names]
+    widths = [scorer.supernet.space.decode(name) for name in truth.names]
+    choices: dict[str, Sequence[Side]] = {side: [side] for side in scorer.sides} | {"mean": scorer.sides}
     taus = {}
-    for metric, sign in (("accuracy", 1), ("cross_entropy", -1), ("kl", -1)):
-        sides = {side: np.array([sign * getattr(one[side], metric) for one in evaluations]) for side in scorer.sides}
-        for name, values in (sides | {"mean": np.mean(list(sides.values()), 0)}).items():
+    for metric in METRIC_NAMES:
+        for name, sides in choices.items():
+            values = np.array(scorer.read(widths, metric=metric, sides=sides))
             taus[f"{metric}, {name}"] = correlate(values, truth.mean, resamples=0)["kendall"]["value"]
     return taus
 

@@ -89,32 +89,6 @@ def top_k_precision(scores: Floats, truth: Floats, k: int) -> float:
     return len(best[0] & best[1]) / k
 
 
-def width_effects(names: Sequence[str], values: Floats) -> tuple[Floats, float] | None:
-    """What the width of every group is worth on its own: the additive model nearest to the values, by least squares.
-
-    Args:
-        names: width strings.
-        values: of these networks ``(N,)``, in any unit.
-
-    Returns:
-        Effects ``(groups, K)`` in standard deviations of the values, column ``k - 1`` for index ``k``, each group's mean zero, NaN
-        where an index does not occur; and the share of the variance that they explain. ``None`` if there are fewer than two
-        networks per unknown, or all values are the same.
-    """
-    widths = np.array([width_indices(name) for name in names])
-    occurs = [np.unique(column) for column in widths.T]
-    unknowns = sum(len(levels) for levels in occurs)
-    if len(names) < 2 * unknowns or np.ptp(values) == 0:
-        return None
-    target = (values - values.mean()) / values.std()
-    indicators = np.concatenate([(widths[:, [g]] == levels).astype(np.float64) for g, levels in enumerate(occurs)], 1)
-    found = np.linalg.lstsq(indicators, target, rcond=None)[0]
-    effects = np.full((widths.shape[1], widths.max()), np.nan)
-    for g, (levels, part) in enumerate(zip(occurs, np.split(found, np.cumsum([len(levels) for levels in occurs])[:-1]), strict=True)):
-        effects[g, levels - 1] = part - part.mean()
-    return effects, float(1 - np.square(target - indicators @ found).mean())
-
-
 def regret(scores: Floats, truth: GroundTruth, budget: str) -> dict[str, Any]:
     """What picking the highest score under a budget loses against the truly best network under it.
 

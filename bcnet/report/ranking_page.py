@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from bcnet.benchmark.ground_truth import GroundTruth
-from bcnet.benchmark.ranking import width_effects
+from bcnet.benchmark.ground_truth import GroundTruth, width_indices
 from bcnet.report import plots
 from bcnet.report.page import Page, picture, table, text
+from bcnet.search.effects import WidthEffects
 
 MOST_GROUPS = 48  # whose effects are drawn
 
@@ -22,11 +22,13 @@ def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTrut
     page = Page("bcnet: how well do the scores rank?", lead)
     page.section("Correlation with ground truth", *correlation_parts(ranking))
     page.section("Picture", picture(folder / "ranking.png", "score against ground truth"))
-    effects = {name: width_effects(part.names, column) for name, column in (("score", values), ("truth", part.mean))}
+    widths = [width_indices(name) for name in part.names]
+    effects = {name: WidthEffects.fit(widths, column) for name, column in (("score", values), ("truth", part.mean))}
     found = {name: effect for name, effect in effects.items() if effect is not None}
-    if len(found) == len(effects) and len(found["score"][0]) <= MOST_GROUPS:
-        plots.draw_effects(folder / "effects.png", {name: table for name, (table, _) in found.items()})
-        explained = " and ".join(f"{100 * share:.0f} % of the variance of the {name}" for name, (_, share) in found.items())
+    if len(found) == len(effects) and len(widths[0]) <= MOST_GROUPS:
+        in_deviations = {"score": found["score"].effects / values.std(), "truth": found["truth"].effects / part.mean.std()}
+        plots.draw_effects(folder / "effects.png", in_deviations)
+        explained = " and ".join(f"{100 * effect.explained:.0f} % of the variance of the {name}" for name, effect in found.items())
         words = f"Additive models; they explain {explained}. Where the lines part, the score over- or undervalues a group."
         page.section("What the width of each group is worth", picture(folder / "effects.png", "effects of widths"), text(words))
     regrets = [(r["budget"], r["pick"], r["pick_accuracy"], r["best"], r["best_accuracy"], r["regret"]) for r in ranking["regret"]]

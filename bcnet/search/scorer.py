@@ -16,6 +16,7 @@ from bcnet.data.batches import EvalBatches
 from bcnet.errors import UserError
 from bcnet.progress import ProgressBar
 from bcnet.runtime import rank, world_size
+from bcnet.search.effects import WidthEffects
 from bcnet.search.evaluate import Evaluation, evaluate, log_probabilities
 from bcnet.search.exhaustive import Walker
 from bcnet.search.plan import NotShareable
@@ -86,6 +87,7 @@ class Scorer:
         bf16: autocast to bf16.
         memory_gib: memory for what width vectors share.
         whole_layers: compute every layer at full width for all its uses: for a large part of a space.
+        sample: evaluate these alone, and score any width vector by an additive model of theirs; empty: evaluate what is asked for.
         cache: where evaluations are kept.
     """
 
@@ -100,11 +102,12 @@ class Scorer:
         bf16: bool = False,
         memory_gib: float = 4.0,
         whole_layers: bool = False,
+        sample: Sequence[Widths] = (),
         cache: ScoreCache | None = None,
     ) -> None:
         self.supernet, self.calibration, self.validation = supernet, calibration, validation
         self.sides, self.metric, self.bf16, self.cache = tuple(sides), metric, bf16, cache
-        self.memory_gib, self.whole_layers = memory_gib, whole_layers
+        self.memory_gib, self.whole_layers, self.sample = memory_gib, whole_layers, list(sample)
         self.evaluations: dict[str, dict[str, Evaluation]] = {} if cache is None else cache.found
 
     def score(self, widths: Widths) -> float:
@@ -120,6 +123,32 @@ class Scorer:
             wanted: width vectors.
             label: shown beside a progress bar; empty: none.
         """
+        asked = list(wanted)
+        self._evaluate_missing(self.sample or asked, label)
+        return dict(zip(asked, self.read(asked), strict=True))
+
+    def read(self, wanted: Sequence[Widths], *, metric: str | None = None, sides: Sequence[Side] | None = None) -> list[float]:
+        """Scores by any metric and on any of the sides, from what has been evaluated; higher is better."""
+        if self.sample:
+            return [float(value) for value in self.effects(metric=metric, sides=sides).predict(wanted)]
+        return [self._value(widths, metric, sides) for widths in wanted]
+
+    def effects(self, *, metric: str | None = None, sides: Sequence[Side] | None = None) -> WidthEffects:
+        """The additive model of the sample's scores."""
+        values = [self._value(widths, metric, sides) for widths in self.sample]
+        found = WidthEffects.fit(self.sample, values)
+        if found is None:
+            raise UserError(f"no additive model can be fitted to {len(values)} scores from {min(values)} to {max(values)}")
+        return found
+
+    def _value(self, widths: Widths, metric: str | None, sides: Sequence[Side] | None) -> float:
+        chosen = metric or self.metric
+        name = chosen.removeprefix("neg_")
+        known = self.evaluations[self.supernet.space.encode(widths)]
+        mean = fmean(getattr(known[side], name) for side in sides or self.sides)
+        return mean if name == chosen else -mean
+
+    def _evaluate_missing(self, wanted: Sequence[Widths], label: str) -> None:
         names = {widths: self.supernet.space.encode(widths) for widths in wanted}
         missing = sorted(widths for widths, name in names.items() if name not in self.evaluations)
         share = -(-len(missing) // world_size())
@@ -140,7 +169,6 @@ class Scorer:
             merged = {name: sides for part in parts_of_all for name, sides in part.items()}
             for widths in missing:
                 self._keep(merged, names[widths])
-        return {widths: self._reduce(self.evaluations[name]) for widths, name in names.items()}
 
     def _keep(self, found: dict[str, dict[str, Evaluation]], name: str) -> None:
         if self.cache is not None and rank() == 0:
@@ -196,12 +224,3 @@ class Scorer:
             self._activate(self.supernet.space.full, side)
             found.append(log_probabilities(self.supernet, self.validation, bf16=self.bf16))
         return torch.stack(found).logsumexp(0) - log(len(found))
-
-    def accuracy(self, widths: Widths) -> float:
-        """Mean accuracy over the sides, whatever the metric, of a width vector that was scored; in 0..1."""
-        return fmean(side.accuracy for side in self.evaluations[self.supernet.space.encode(widths)].values())
-
-    def _reduce(self, sides: dict[str, Evaluation]) -> float:
-        name = self.metric.removeprefix("neg_")
-        mean = fmean(getattr(side, name) for side in sides.values())
-        return mean if name == self.metric else -mean

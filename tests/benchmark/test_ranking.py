@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from bcnet.benchmark.ground_truth import GroundTruth, load_ground_truth
-from bcnet.benchmark.ranking import correlate, noise_ceiling, rank, regret, top_k_precision, width_effects
+from bcnet.benchmark.ranking import correlate, noise_ceiling, rank, regret, top_k_precision
 from bcnet.errors import UserError
 
 
@@ -82,25 +82,6 @@ def test_the_baselines_stand_beside_the_score():
     assert found["predictors"]["flops"]["kendall"]["value"] == pytest.approx(flops)
     assert [row["regret"] for row in found["regret"]] == [0, 0, 0]
     assert found["top_k_precision"] == {"10": 1.0, "50": 1.0}
-
-
-def test_effects_of_widths_are_those_of_an_additive_truth():
-    """Whatever the unit, and for any networks that are enough; noise lowers the explained share alone."""
-    rng = np.random.default_rng(0)
-    worth = rng.normal(size=(3, 4))
-    names = sorted({"".join(str(k) for k in rng.integers(1, 5, 3)) for _ in range(200)} - {"111"})
-    exact = np.array([sum(worth[g, int(k) - 1] for g, k in enumerate(name)) for name in names])
-    expected = (worth - worth.mean(1, keepdims=True)) / exact.std()
-    for scale, shift in ((1, 0), (7, 100)):
-        effects, share = width_effects(names, scale * exact + shift)
-        np.testing.assert_allclose(effects, expected, atol=1e-9)
-        assert share == pytest.approx(1)
-    assert width_effects(names, exact + rng.normal(0, exact.std(), len(names)))[1] < 0.8
-    effects, _ = width_effects([name for name in names if name[1] != "2"], exact[[name[1] != "2" for name in names]])
-    assert np.isnan(effects[1, 1])
-    assert np.isnan(effects).sum() == 1
-    assert width_effects(names[::4], exact[::4]) is None
-    assert width_effects(names, np.ones(len(names))) is None
 
 
 def test_widths_that_are_not_in_the_truth_are_counted():

@@ -22,7 +22,9 @@ def test_a_score_is_the_mean_over_both_sides_of_extracted_networks(run):
     by_loss = Run.open(run.folder, ["score.metric=neg_cross_entropy"]).scorer
     assert by_loss.score(widths) == pytest.approx(-sum(one.cross_entropy for one in found) / 2, abs=1e-6)
     by_accuracy = Run.open(run.folder, ["score.metric=accuracy"]).scorer
-    assert by_accuracy.score(widths) == by_loss.accuracy(widths) == pytest.approx(sum(one.accuracy for one in found) / 2)
+    assert (
+        by_accuracy.score(widths) == by_loss.read([widths], metric="accuracy")[0] == pytest.approx(sum(one.accuracy for one in found) / 2)
+    )
 
 
 def test_evaluation_is_the_plain_definition(run):
