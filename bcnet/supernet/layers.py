@@ -6,7 +6,8 @@ of torch, timm or the user runs unchanged, and subclasses such as ``BatchNormAct
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal
 
@@ -70,19 +71,65 @@ class Slices:
 
     def of_outputs(self, tensor: Tensor | None) -> Tensor | None:
         """The active part of a per-output vector ``(O,)``."""
-        return None if tensor is None else _take(tensor, 0, self.outputs)
+        return None if tensor is None else _cut(tensor, [self.outputs])
 
     def of_weight(self, tensor: Tensor) -> Tensor:
         """The active part of a weight ``(O, I, ...)``; a grouped convolution has no input part to take."""
-        tensor = _take(tensor, 0, self.outputs)
-        return tensor if self.layer.channels_per_group else _take(tensor, 1, self.inputs)
+        return _cut(tensor, [self.outputs] if self.layer.channels_per_group else [self.outputs, self.inputs])
 
 
-def _take(tensor: Tensor, dim: int, ranges: list[tuple[int, int]]) -> Tensor:
-    if len(ranges) > 1:
-        return torch.cat([tensor.narrow(dim, start, stop - start) for start, stop in ranges], dim)
-    start, stop = ranges[0]
-    return tensor if stop - start == tensor.shape[dim] else tensor.narrow(dim, start, stop - start)
+_Ranges = list[tuple[int, int]]
+_in_place = False
+
+
+@contextmanager
+def gradients_in_place() -> Iterator[None]:
+    """In it, a backward pass adds the gradients of slices to ``parameter.grad`` where they belong.
+
+    Autograd by itself makes a full-size tensor of zeros for every slice and dimension and adds all of them up: the same
+    numbers, but almost half of the kernels that a step launches. Outside, gradients flow as ever (``torch.autograd.grad``).
+    """
+    global _in_place
+    before, _in_place = _in_place, True
+    try:
+        yield
+    finally:
+        _in_place = before
+
+
+def _cut(tensor: Tensor, ranges: Sequence[_Ranges]) -> Tensor:
+    """The given ranges of the first dimensions."""
+    some = any(_narrowed(tensor, dim, part) for dim, part in enumerate(ranges)) and all(len(part) == 1 for part in ranges)
+    if some and _in_place and tensor.is_leaf and tensor.requires_grad and torch.is_grad_enabled():
+        cut: Tensor = _Slice.apply(tensor, ranges)  # type: ignore[no-untyped-call]
+        return cut
+    return _take(tensor, ranges)
+
+
+def _take(tensor: Tensor, ranges: Sequence[_Ranges]) -> Tensor:
+    for dim, part in enumerate(ranges):
+        if _narrowed(tensor, dim, part):
+            pieces = [tensor.narrow(dim, start, stop - start) for start, stop in part]
+            tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+    return tensor
+
+
+def _narrowed(tensor: Tensor, dim: int, ranges: _Ranges) -> bool:
+    return ranges != [(0, tensor.shape[dim])]
+
+
+class _Slice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, ranges: Sequence[_Ranges]) -> Tensor:
+        ctx.parameter, ctx.ranges = parameter, ranges
+        return _take(parameter, ranges)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[None, None]:
+        if ctx.parameter.grad is None:
+            ctx.parameter.grad = torch.zeros_like(ctx.parameter)
+        _take(ctx.parameter.grad, ctx.ranges).add_(grads[0])
+        return None, None
 
 
 def make_slimmable(module: nn.Module, layer: Layer, totals: Sequence[int]) -> None:

@@ -23,6 +23,7 @@ from bcnet.errors import UserError
 from bcnet.files import remove_leftovers
 from bcnet.progress import ProgressBar
 from bcnet.runtime import STREAM_STEP, autocast, derive_seed, rank, seed_dropout, world_size
+from bcnet.supernet.layers import gradients_in_place
 from bcnet.supernet.supernet import Supernet
 from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
 from bcnet.training.records import LossRecords
@@ -120,7 +121,8 @@ class Trainer:
         replica = DistributedDataParallel(self.model, broadcast_buffers=False) if world_size() > 1 else None
         done_before, seconds_before = self.step, self.history.seconds
         started = saved = time.monotonic()
-        with self._catch_signals(), ProgressBar(self.label, self.total_steps, self.step) as bar, _own_random_state(self.device):
+        bar = ProgressBar(self.label, self.total_steps, self.step)
+        with self._catch_signals(), bar, _own_random_state(self.device), gradients_in_place():
             while self.step < last:
                 self._train_step(replica)
                 self.step += 1
@@ -145,7 +147,7 @@ class Trainer:
         seed_dropout(derive_seed(self.seed, STREAM_STEP, self.step * world_size() + rank()), self.device)
         images, labels = self.batches.batch(self.step)
         passes = self.passes(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)
         losses: list[Tensor] = []
         teacher: Tensor | None = None
         for number, one in enumerate(passes):
