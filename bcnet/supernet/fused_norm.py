@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bcnet.supernet import kernels
 
@@ -46,6 +47,7 @@ class _BatchNorm(torch.autograd.Function):
         return y, statistics
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         x, weight, bias, statistics = ctx.saved_tensors
         if grads[0] is None:

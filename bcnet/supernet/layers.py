@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bcnet.space.widths import Layer, Segment
@@ -125,6 +126,7 @@ class _Slice(torch.autograd.Function):
         return _take(parameter, ranges)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[None, None]:
         if ctx.parameter.grad is None:
             ctx.parameter.grad = torch.zeros_like(ctx.parameter)
@@ -292,6 +294,7 @@ class _Subsample(torch.autograd.Function):
         return x[..., ::rows, ::columns].contiguous(memory_format=torch.channels_last)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad = torch.empty(ctx.shape, dtype=grads[0].dtype, memory_format=torch.channels_last).zero_()
         grad[..., :: ctx.steps[0], :: ctx.steps[1]] = grads[0]

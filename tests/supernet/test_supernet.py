@@ -10,6 +10,7 @@ from bcnet.models.channel_bench import MOBILENET_CHANNELS, RESNET_CHANNELS, Mobi
 from bcnet.models.digits import DIGITS_CHANNELS, DigitsResNet
 from bcnet.models.factory import build_model
 from bcnet.space.trace import trace
+from bcnet.supernet.kernels import library
 from bcnet.supernet.layers import gradients_in_place
 from bcnet.supernet.supernet import Supernet, narrow
 
@@ -115,6 +116,21 @@ def test_gradients_added_in_place_are_those_of_autograd(name):
     found = torch.autograd.grad(supernet(images).square().sum(), list(supernet.parameters()))
     assert all(one is not None for one in found)
     assert all(p.grad is None for p in supernet.parameters())
+
+
+def test_a_second_derivative_is_refused_where_a_kernel_gave_the_first():
+    """Better an error than gradients that lack a part."""
+    model = MobileNet(10, (16, 16, 16, 16, 16, 16, 16))
+    supernet = Supernet(model, trace(model, (3, 32, 32)))
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    loss = supernet(images).square().sum()
+    gradients = torch.autograd.grad(loss, list(supernet.parameters()), create_graph=True)
+    penalty = sum(g.square().sum() for g in gradients)
+    if library("batch_norm") is None:
+        penalty.backward()
+    else:
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            penalty.backward()
 
 
 def test_training_mode_leaves_running_statistics_alone():
