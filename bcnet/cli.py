@@ -325,7 +325,9 @@ def search_widths(run: "Run", budget: str | None, say: Callable[..., None]) -> d
     if metric != "accuracy":
         score = f"{METRIC_NAMES[metric]} {best['score']:.4f}, {score}"
     costs = f"{human(best['flops'])} FLOPs ({share}), {human(best['params'])} params"
-    say(f"best of {len(found['evaluated'])} scored: {best['widths']}, {score}, {costs}")
+    additive = found["settings"]["additive"]
+    scored = f"predicted from {additive:,} scored" if additive else "scored"
+    say(f"best of {len(found['evaluated']):,} {scored}: {best['widths']}, {score}, {costs}")
     if found["settings"]["objective"] == "score_and_cost":
         say(f"Pareto front: {len(found['front'])} width vectors in {run.folder / 'search.json'}")
     return found

@@ -343,7 +343,8 @@ class Run:
         rows = {widths: self._row(widths, score) for widths, score in result.scores.items()}
         found = {
             "settings": settings.model_dump(mode="json")
-            | {"budget": budget_text, "budget_limit": budget.limit if budget else None, "cost": cost, "metric": self.config.score.metric},
+            | {"budget": budget_text, "budget_limit": budget.limit if budget else None, "cost": cost}
+            | {"metric": self.config.score.metric, "additive": self.config.score.additive},
             "best": rows[result.best],
             "front": [space.encode(widths) for widths in result.front],
             "generations": result.generations,

@@ -141,7 +141,8 @@ def _add_search(page: Page, run: Run, search: dict[str, Any]) -> None:
     plots.draw_search(run.folder / "search.png", search)
     settings = search["settings"]
     words = (
-        f"{settings['algorithm']} ({settings['init']} initial population), {len(search['evaluated'])} width vectors scored"
+        f"{settings['algorithm']} ({settings['init']} initial population), {len(search['evaluated']):,} width vectors "
+        f"{'predicted from ' + str(settings['additive']) + ' ' if settings['additive'] else ''}scored"
         f"{', budget ' + settings['budget'] if settings['budget'] else ''}. Score: {METRIC_NAMES[settings['metric']]} on images "
         f"held out from training, mean of {' and '.join(run.strategy.sides)}."
     )

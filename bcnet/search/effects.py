@@ -55,8 +55,9 @@ class WidthEffects:
 
     def predict(self, widths: npt.ArrayLike) -> Floats:
         """Values ``(N,)`` of width indices ``(N, groups)``."""
-        indices = np.asarray(widths, np.int64)
-        value: Floats = self.mean + self.effects[np.arange(indices.shape[1]), indices - 1].sum(1)
+        groups = len(self.effects)
+        indices = np.asarray(widths, np.int64).reshape(-1, groups)
+        value: Floats = self.mean + self.effects[np.arange(groups), indices - 1].sum(1)
         return value
 
 

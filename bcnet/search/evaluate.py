@@ -53,10 +53,10 @@ class Totals:
         log_probabilities = logits.float().log_softmax(2)
         part = slice(first, first + len(logits))
         self._correct[part] += (logits.argmax(2) == labels).sum(1)
-        self._loss[part] -= log_probabilities.gather(2, labels.expand(len(logits), -1)[..., None]).double().sum((1, 2))
+        self._loss[part] -= log_probabilities.gather(2, labels.expand(len(logits), -1)[..., None]).squeeze(2).double().sum(1)
         if self.reference is not None:
             reference = self.reference[self.images : self.images + len(labels)].expand_as(logits)
-            self._kl[part] += F.kl_div(log_probabilities, reference, reduction="none", log_target=True).double().sum((1, 2))
+            self._kl[part] += F.kl_div(log_probabilities, reference, reduction="none", log_target=True).sum(2).double().sum(1)
 
     def end_batch(self, images: int) -> None:
         """All networks have counted this batch."""

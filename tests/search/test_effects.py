@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from bcnet.cli import search_widths
 from bcnet.errors import UserError
 from bcnet.run import Run
 from bcnet.search.effects import WidthEffects, balanced_sample
@@ -65,3 +66,13 @@ def test_additive_scores_are_the_model_of_the_samples_scores(run):
 def test_a_sample_too_small_for_its_unknowns_is_refused(run):
     with pytest.raises(UserError, match=r"score\.additive is 39: 5 groups of 4 widths each need at least 40 scored ones"):
         _ = Run.open(run.folder, ["score.additive=39"]).scorer
+
+
+def test_a_search_by_additive_scores_says_so_and_finds_their_best(run, capsys):
+    run = Run.open(run.folder, ["score.additive=60", "search.evaluations=200"])
+    found = search_widths(run, "flops=0.5", print)
+    assert f"best of {len(found['evaluated'])} predicted from 60 scored: {found['best']['widths']}" in capsys.readouterr().out
+    assert len(run.scorer.evaluations) == 60
+    allowed = [widths for widths in run.space.enumerate() if run.costs.one(widths, "flops") <= found["settings"]["budget_limit"]]
+    scores = run.scorer.score_many(allowed)
+    assert found["best"]["score"] == pytest.approx(max(scores.values()))
