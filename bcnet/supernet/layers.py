@@ -123,15 +123,24 @@ class _Slice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, ranges: Sequence[_Ranges]) -> Tensor:
         ctx.parameter, ctx.ranges = parameter, ranges
-        return _take(parameter, ranges)
+        return _view(parameter, ranges)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[None, None]:
         if ctx.parameter.grad is None:
             ctx.parameter.grad = torch.zeros_like(ctx.parameter)
-        _take(ctx.parameter.grad, ctx.ranges).add_(grads[0])
+        _view(ctx.parameter.grad, ctx.ranges).add_(grads[0])
         return None, None
+
+
+def _view(tensor: Tensor, ranges: Sequence[_Ranges]) -> Tensor:
+    """One range of each of the first dimensions, by one operation."""
+    shape, offset = list(tensor.shape), tensor.storage_offset()
+    for dim, ((start, stop),) in enumerate(ranges):
+        shape[dim] = stop - start
+        offset += start * tensor.stride(dim)
+    return tensor.as_strided(shape, tensor.stride(), offset)
 
 
 def make_slimmable(module: nn.Module, layer: Layer, totals: Sequence[int]) -> None:
