@@ -340,7 +340,8 @@ class Run:
             first = prior.sample_population(space, self.costs, budget, probabilities, settings.population, np.random.default_rng(seed))
             objective = cost if settings.objective == "score_and_cost" else None
             result = evolution.evolve(space, self.costs, score_many, first=first, cost=objective, **common)
-        rows = {widths: self._row(widths, score) for widths, score in result.scores.items()}
+        accuracies = scorer.read(list(result.scores), metric="accuracy")
+        rows = {w: self._row(w, score, accuracy) for (w, score), accuracy in zip(result.scores.items(), accuracies, strict=True)}
         found = {
             "settings": settings.model_dump(mode="json")
             | {"budget": budget_text, "budget_limit": budget.limit if budget else None, "cost": cost}
@@ -355,9 +356,9 @@ class Run:
             write_json(self.folder / "search.json", found)
         return found
 
-    def _row(self, widths: Widths, score: float) -> dict[str, Any]:
+    def _row(self, widths: Widths, score: float, accuracy: float) -> dict[str, Any]:
         costs = {cost: self.costs.one(widths, cost) for cost in ("flops", "params")}
-        return {"widths": self.space.encode(widths), "score": score, "accuracy": self.scorer.read([widths], metric="accuracy")[0]} | costs
+        return {"widths": self.space.encode(widths), "score": score, "accuracy": accuracy} | costs
 
     # Found networks -------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,6 @@ from bcnet.models.channel_bench import MobileNet, ResNet
 from bcnet.runtime import autocast, environment, resolve_device, tune_malloc
 from bcnet.space.cost import CostTable
 from bcnet.space.trace import trace
-from bcnet.supernet.layers import gradients_in_place
 from bcnet.supernet.supernet import Supernet
 
 MODELS = {"mobilenet": MobileNet, "resnet": ResNet}
@@ -64,7 +63,7 @@ class Bench:
         losses = []
         for side in ("left", "right"):
             self.supernet.set_active_subnet(widths or self.widths[number], side)  # type: ignore[arg-type]
-            with autocast(self.device, bf16), gradients_in_place():
+            with autocast(self.device, bf16), self.supernet.gradients_in_place():
                 logits = self.supernet(images)
             loss = F.cross_entropy(logits.float(), self.labels)
             loss.backward()

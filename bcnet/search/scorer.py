@@ -206,8 +206,8 @@ class Scorer:
 
     def _evaluate_alone(self, widths: Widths) -> dict[str, Evaluation]:
         result: dict[str, Evaluation] = {}
+        reference = self.reference  # before a subnet is made active: it needs the full width
         for side in self.sides:
-            reference = self.reference
             self._activate(widths, side)
             result[side] = evaluate(self.supernet, self.validation, bf16=self.bf16, reference=reference)
         return result

@@ -6,8 +6,7 @@ of torch, timm or the user runs unchanged, and subclasses such as ``BatchNormAct
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -31,11 +30,17 @@ class Slices:
     Args:
         layer: how the layer is made of groups.
         totals: channels of every group in the supernet.
+
+    Attributes:
+        in_place: whether a backward pass adds the gradients of slices to ``parameter.grad`` where they belong. Autograd by itself
+            makes a full-size tensor of zeros for every slice and dimension and adds all of them up: the same numbers by many more
+            kernels, but also for ``torch.autograd.grad``.
     """
 
     def __init__(self, layer: Layer, totals: Sequence[int]) -> None:
         self.layer = layer
         self.totals = tuple(totals)
+        self.in_place = False
         self.select(self.totals, "left")
 
     @property
@@ -72,36 +77,20 @@ class Slices:
 
     def of_outputs(self, tensor: Tensor | None) -> Tensor | None:
         """The active part of a per-output vector ``(O,)``."""
-        return None if tensor is None else _cut(tensor, [self.outputs])
+        return None if tensor is None else _cut(tensor, [self.outputs], self.in_place)
 
     def of_weight(self, tensor: Tensor) -> Tensor:
         """The active part of a weight ``(O, I, ...)``; a grouped convolution has no input part to take."""
-        return _cut(tensor, [self.outputs] if self.layer.channels_per_group else [self.outputs, self.inputs])
+        return _cut(tensor, [self.outputs] if self.layer.channels_per_group else [self.outputs, self.inputs], self.in_place)
 
 
 _Ranges = list[tuple[int, int]]
-_in_place = False
 
 
-@contextmanager
-def gradients_in_place() -> Iterator[None]:
-    """In it, a backward pass adds the gradients of slices to ``parameter.grad`` where they belong.
-
-    Autograd by itself makes a full-size tensor of zeros for every slice and dimension and adds all of them up: the same
-    numbers, but almost half of the kernels that a step launches. Outside, gradients flow as ever (``torch.autograd.grad``).
-    """
-    global _in_place
-    before, _in_place = _in_place, True
-    try:
-        yield
-    finally:
-        _in_place = before
-
-
-def _cut(tensor: Tensor, ranges: Sequence[_Ranges]) -> Tensor:
-    """The given ranges of the first dimensions."""
+def _cut(tensor: Tensor, ranges: Sequence[_Ranges], in_place: bool) -> Tensor:
+    """The given ranges of the first dimensions; ``in_place``: see `Slices`."""
     some = any(_narrowed(tensor, dim, part) for dim, part in enumerate(ranges)) and all(len(part) == 1 for part in ranges)
-    if some and _in_place and tensor.is_leaf and tensor.requires_grad and torch.is_grad_enabled():
+    if some and in_place and tensor.is_leaf and tensor.requires_grad and torch.is_grad_enabled():
         cut: Tensor = _Slice.apply(tensor, ranges)  # type: ignore[no-untyped-call]
         return cut
     return _take(tensor, ranges)

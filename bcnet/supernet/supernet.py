@@ -1,7 +1,8 @@
 """The weight-sharing supernet: one network that holds the parameters of every subnet."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,18 @@ class Supernet(nn.Module):
         self.active: tuple[Widths, Side] = tuple(widths), side
         channels = [row[k] for row, k in zip(self.channel_table, widths, strict=True)]
         set_active_channels(self.net, channels, side)
+
+    @contextmanager
+    def gradients_in_place(self) -> Iterator[None]:
+        """In it, forward passes are prepared for the faster ``backward()`` of a training loop; see `Slices`."""
+        all_slices = [module.slices for module in self.net.modules() if isinstance(getattr(module, "slices", None), Slices)]
+        for slices in all_slices:
+            slices.in_place = True  # type: ignore[union-attr]
+        try:
+            yield
+        finally:
+            for slices in all_slices:
+                slices.in_place = False  # type: ignore[union-attr]
 
     def get_active_subnet(self) -> nn.Module:
         """The active subnet as a plain module with ordinary layers and names; it shares nothing with the supernet."""

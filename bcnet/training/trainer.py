@@ -23,7 +23,6 @@ from bcnet.errors import UserError
 from bcnet.files import remove_leftovers
 from bcnet.progress import ProgressBar
 from bcnet.runtime import STREAM_STEP, autocast, derive_seed, rank, seed_dropout, world_size
-from bcnet.supernet.layers import gradients_in_place
 from bcnet.supernet.supernet import Supernet
 from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
 from bcnet.training.records import LossRecords
@@ -122,7 +121,8 @@ class Trainer:
         done_before, seconds_before = self.step, self.history.seconds
         started = saved = time.monotonic()
         bar = ProgressBar(self.label, self.total_steps, self.step)
-        with self._catch_signals(), bar, _own_random_state(self.device), gradients_in_place():
+        in_place = self.model.gradients_in_place() if isinstance(self.model, Supernet) else nullcontext()
+        with self._catch_signals(), bar, _own_random_state(self.device), in_place:
             while self.step < last:
                 self._train_step(replica)
                 self.step += 1

@@ -11,7 +11,6 @@ from bcnet.models.digits import DIGITS_CHANNELS, DigitsResNet
 from bcnet.models.factory import build_model
 from bcnet.space.trace import trace
 from bcnet.supernet.kernels import library
-from bcnet.supernet.layers import gradients_in_place
 from bcnet.supernet.supernet import Supernet, narrow
 
 MODELS = {
@@ -103,7 +102,7 @@ def test_gradients_added_in_place_are_those_of_autograd(name):
     widths = tuple(1 + g % 4 for g in range(len(space.groups)))
     images = torch.randn(4, *shape)
     gradients = []
-    for within in (nullcontext, gradients_in_place):
+    for within in (nullcontext, supernet.gradients_in_place):
         supernet.zero_grad(set_to_none=True)
         for side in ("left", "right"):
             supernet.set_active_subnet(widths, side)
