@@ -3,7 +3,8 @@
     python benchmarks/headline.py NAME=scores.json ... --truth Results_MobileNet.json [--released scores.json] [--out FOLDER]
 
 All are ranked on the networks that every file has, once on all of these and once on those that are nowhere of the smallest
-width (there FLOPs says less). ``--released`` names a file ``{"archs": [...], "PREDICTOR": [...], ...}`` of aligned lists.
+width (there FLOPs says less). ``--released`` names a file ``{"archs": [...], "PREDICTOR": [...], ...}`` of aligned lists; these
+are also read as ``score.additive`` reads ours: by what the width of each group is worth in them.
 Prints a Markdown table, and draws ``headline.png`` with ``--out``.
 """
 
@@ -19,9 +20,10 @@ from bcnet.benchmark.ranking import correlate, noise_ceiling
 from bcnet.benchmark.scores import load_scores
 from bcnet.errors import UserError
 from bcnet.files import read_json
+from bcnet.search.effects import WidthEffects
 
 Floats = npt.NDArray[np.float64]
-OURS, RELEASED, COUNTED = "#2563eb", "#ea580c", "#94a3b8"
+OURS, RELEASED, READ_ADDITIVELY, COUNTED = "#2563eb", "#ea580c", "#fdba74", "#94a3b8"
 
 
 def main() -> None:
@@ -52,7 +54,9 @@ def compare(options: argparse.Namespace) -> None:
     if options.released:
         tree = read_json(options.released, "released scores")
         names = tree.pop("archs")
-        predictors |= {f"released {name}": (RELEASED, dict(zip(names, values, strict=True))) for name, values in tree.items()}
+        for name, values in tree.items():
+            predictors[f"released {name}"] = RELEASED, dict(zip(names, values, strict=True))
+            predictors[f"released {name}, additive"] = READ_ADDITIVELY, additive(predictors[f"released {name}"][1])
     common = sorted(set.intersection(*(set(scores) for _, scores in predictors.values())))
     if len(common) < 3:
         raise UserError(f"{len(common)} networks are in all of the files: at least 3 are needed")
@@ -66,6 +70,15 @@ def compare(options: argparse.Namespace) -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         draw(options.out / "headline.png", parts, rows)
+
+
+def additive(scores: dict[str, float]) -> dict[str, float]:
+    """The same networks by an additive model of their scores."""
+    widths = [width_indices(name) for name in scores]
+    model = WidthEffects.fit(widths, list(scores.values()))
+    if model is None:
+        raise UserError(f"{len(scores)} released scores are too few, or too much alike, for an additive model")
+    return dict(zip(scores, model.predict(widths).tolist(), strict=True))
 
 
 def rows_of(part: GroundTruth, predictors: dict[str, tuple[str, dict[str, float]]]) -> dict[str, tuple[str, dict[str, Any]]]:

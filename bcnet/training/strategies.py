@@ -5,8 +5,8 @@
 * ``bcnet``: widths on both sides, losses averaged; the next step trains their clipped complement.
 * ``bcnetv2``: the same on a supernet of ``K + k_min`` bins, where the complement is exact.
 
-With in-place distillation, ``bcnet`` and ``bcnetv2`` train the whole supernet by the labels in every step, and widths and their
-complement by its softmax.
+With in-place distillation, every step of ``bcnet`` and ``bcnetv2`` trains the whole supernet by the labels, widths on the left and
+their complement on the right by its softmax: these two share no bin, and with ``bcnetv2`` they leave none out.
 """
 
 from collections.abc import Callable, Sequence
@@ -89,9 +89,8 @@ def make_strategy(name: str, space: Space, seed: int, *, num_random: int = 2, in
 
     def taught(step: int) -> list[Pass]:
         widths = draw(step)[0]
-        pair = widths, space.complement(widths, wide)
         whole = (space.bins + wide * space.min_bins,) * len(space.groups)
-        return [Pass(whole), *(Pass(one, side, 0.25, distilled=True) for one in pair for side in both)]
+        return [Pass(whole), Pass(widths, "left", 0.5, True), Pass(space.complement(widths, wide), "right", 0.5, True)]
 
     both: tuple[Side, Side] = ("left", "right")
     wide = name == "bcnetv2"

@@ -72,16 +72,21 @@ def test_losses_of_both_sides_are_averaged():
         assert passes[0].widths == passes[1].widths
 
 
-def test_with_a_teacher_bcnetv2_stays_exactly_fair_in_every_step():
-    s = space(4, 2)
+@pytest.mark.parametrize(("bins", "min_bins"), [(4, 1), (4, 2), (10, 3)])
+def test_with_a_teacher_every_step_of_bcnetv2_trains_every_bin_once_and_all_of_them_by_the_labels(bins, min_bins):
+    s = space(bins, min_bins)
     strategy = make_strategy("bcnetv2", s, 0, inplace_distillation=True)
     for step in range(20):
-        whole, *pair = strategy.passes(step)
-        assert (whole.widths, whole.distilled, whole.weight) == ((6, 6, 6), False, 1.0)
-        assert all(one.distilled for one in pair)
-        assert [(one.side, one.weight) for one in pair] == [("left", 0.25), ("right", 0.25)] * 2
-        assert pair[2].widths == s.complement(pair[0].widths, True)
-        counts = TrainingCounts(3, 6)
-        counts.add(strategy.passes(step))
-        assert (counts.counts == 3).all()
-    assert make_strategy("bcnet", s, 0, inplace_distillation=True).passes(0)[0].widths == s.full
+        whole, *taught = strategy.passes(step)
+        assert (whole.widths, whole.distilled, whole.weight) == ((bins + min_bins,) * 3, False, 1.0)
+        assert [(one.side, one.weight, one.distilled) for one in taught] == [("left", 0.5, True), ("right", 0.5, True)]
+        counts = TrainingCounts(3, bins + min_bins)
+        counts.add(taught)
+        assert (counts.counts == 1).all()
+
+
+def test_with_a_teacher_every_width_is_trained_on_both_sides():
+    for name in ("bcnet", "bcnetv2"):
+        strategy = make_strategy(name, space(), 0, inplace_distillation=True)
+        seen = {(one.side, group, k) for step in range(200) for one in strategy.passes(step)[1:] for group, k in enumerate(one.widths)}
+        assert len(seen) == 2 * 3 * 4 - (name == "bcnet") * 3  # bcnet's widest has no complement: never on the right
