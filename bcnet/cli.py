@@ -35,7 +35,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=5.", show_default=False)
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory made by 'bcnet train'.")]
-WidthsOption = Annotated[str, typer.Option("--widths", metavar="W", help="One width string, a file with one per line, or 'all'.")]
+WidthsOption = Annotated[
+    str, typer.Option("--widths", metavar="W", help="One width string, a file with one per line, random:N (always the same N), or all.")
+]
 TruthOption = Annotated[
     str, typer.Option(metavar="FILE", help="Ground truth, such as Results_MobileNet.json, or channel_bench_digits, which is built in.")
 ]
@@ -182,11 +184,16 @@ def cost(
 
 
 def read_widths(text: str, space: "Space") -> "list[Widths]":
-    """Width vectors from ``all``, a file with one per line, or one width string.
+    """Width vectors from ``all``, ``random:N``, a file with one per line, or one width string.
 
     Raises:
-        UserError: no such file, a string that is not of the space, or more than a million.
+        UserError: no such file, a string that is not of the space, more than the space holds or more than a million.
     """
+    if text.startswith("random:"):
+        count = text.removeprefix("random:")
+        if not (count.isascii() and count.isdigit()):
+            raise UserError(f"--widths {text}: {count!r} is not a number of width vectors")
+        return _random_widths(space, int(count))
     if text == "all":
         if len(space) > MOST_WIDTHS:
             raise UserError(
@@ -212,6 +219,22 @@ def read_widths(text: str, space: "Space") -> "list[Widths]":
     if os.sep in text or "." in text:
         raise UserError(f"--widths {text}: no such file")
     return [space.decode(text)]
+
+
+def _random_widths(space: "Space", count: int) -> "list[Widths]":
+    """Different random width vectors, always the same ones."""
+    import numpy as np
+
+    if not 0 < count <= min(len(space), MOST_WIDTHS):
+        raise UserError(f"--widths random:{count}: the space has {len(space):,} width vectors, and {MOST_WIDTHS:,} is the most")
+    rng = np.random.default_rng(0)
+    if 2 * count > len(space):
+        everything = list(space.enumerate())
+        return [everything[n] for n in sorted(rng.permutation(len(everything))[:count])]
+    found: dict[Widths, None] = {}
+    while len(found) < count:  # more than half of all draws are new
+        found[space.sample(rng)] = None
+    return sorted(found)
 
 
 # Supernet and search --------------------------------------------------------------------------------------------------
@@ -453,7 +476,7 @@ def truth_build(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config such as digits/truth.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The JSON file to write.")],
     overrides: Overrides = None,
-    widths: Annotated[str, typer.Option(metavar="all|N|W", help="All, N random ones, a width string, or a file of them.")] = "all",
+    widths: WidthsOption = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Networks per width.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Spread the workers over this Ray cluster.")] = None,
@@ -470,26 +493,9 @@ def truth_build(
 
         space = Run(out.parent, settings).space
         say(f"{settings.model.name}: {space.summary()}; {seeds} seeds each on {workers} processes")
-        wanted = _random_widths(space, int(widths)) if widths.isdigit() and len(widths) != len(space.groups) else read_widths(widths, space)
-        build_truth(settings, out, wanted, seeds, workers=workers, ray_address=ray)
+        build_truth(settings, out, read_widths(widths, space), seeds, workers=workers, ray_address=ray)
         for line in truth_lines(describe_truth(load_ground_truth(out))):
             say(line)
-
-
-def _random_widths(space: "Space", count: int) -> "list[Widths]":
-    """Different random width vectors, always the same ones."""
-    import numpy as np
-
-    if not 0 < count <= min(len(space), MOST_WIDTHS):
-        raise UserError(f"--widths {count}: the space has {len(space):,} width vectors")
-    rng = np.random.default_rng(0)
-    if 2 * count > len(space):
-        everything = list(space.enumerate())
-        return [everything[n] for n in sorted(rng.permutation(len(everything))[:count])]
-    found: dict[Widths, None] = {}
-    while len(found) < count:  # more than half of all draws are new
-        found[space.sample(rng)] = None
-    return sorted(found)
 
 
 @truth_app.command("show")
@@ -511,11 +517,15 @@ def truth_show(
 
 @app.command()
 def compare(
-    configs: Annotated[list[str], typer.Argument(metavar="CONFIG...", help="Methods to compare; the first sets the number of passes.")],
+    configs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG... [KEY=VALUE]...", help="Methods to compare, the first sets the number of passes; settings for all of them."
+        ),
+    ],
     truth: TruthOption,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the runs, the table and the page go.")],
     seeds: Annotated[int, typer.Option(min=1, help="Trainings per method.")] = 5,
-    override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting for all; may be repeated.")] = None,
 ) -> None:
     """Train several methods with equal passes over the images and say which ranks widths best."""
     from bcnet.benchmark.compare import compare
@@ -526,9 +536,12 @@ def compare(
 
     file = find_truth(truth)
     loaded = load_ground_truth(file)
-    methods = {Path(name).stem: load_config(name, override or ()) for name in configs}
-    if len(methods) < len(configs):
+    names = [one for one in configs if "=" not in one]
+    methods = {Path(name).stem: load_config(name, [one for one in configs if "=" in one]) for name in names}
+    if len(methods) < len(names):
         raise UserError("compare: two configs have the same file name; rename one")
+    if not methods:
+        raise UserError("compare: no config, only settings; name one such as digits/bcnetv2_taught")
     first = next(iter(methods.values()))
     with _runtime(first.device) as say:
         found = compare(methods, loaded, seeds, out, say)
@@ -538,8 +551,8 @@ def compare(
         for row in compare_rows(found):
             table.add_row(*row)
         say(table)
-        names = [group.name for group in Run(out, first).space.groups]
-        say(f"page: {write_compare_page(out, found, loaded, names, file.name)}")
+        groups = [group.name for group in Run(out, first).space.groups]
+        say(f"page: {write_compare_page(out, found, loaded, groups, file.name)}")
 
 
 @app.command()

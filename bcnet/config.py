@@ -99,8 +99,8 @@ class TrainConfig(RecipeConfig):
     num_random: int = Field(2, ge=0)
     """Random subnets per step of ``autoslim``, beside the widest and the narrowest."""
     inplace_distillation: bool = True
-    """``bcnet`` and ``bcnetv2``: every step trains the whole supernet by the labels, widths on the left and their complement on
-    the right by its softmax; false: as published."""
+    """``bcnet`` and ``bcnetv2``: every step trains the whole supernet by the labels, and by its softmax widths on one side and
+    their complement on the other; false: as published."""
     records: int = Field(1000, gt=0)
     """How many of the best (loss, widths) records are kept for the prior initial population."""
 

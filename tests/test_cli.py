@@ -129,6 +129,9 @@ def test_costs_and_groups_are_printed(bcnet):
     assert "blocks.3.expand.0" in out
     code, out, _ = bcnet("cost", "digits/resnet", "--widths", "all", "--json")
     assert len(json.loads(out)) == 1024
+    some = [json.loads(bcnet("cost", "digits/resnet", "--widths", "random:30", "--json")[1]) for _ in range(2)]
+    assert len(some[0]) == 30
+    assert some[0] == some[1]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +155,10 @@ def test_costs_and_groups_are_printed(bcnet):
         (["cost", "digits/resnet", "--widths", "4444"], ["'4444' have 4 indices", "5 indices 1..4"]),
         (["cost", "digits/resnet", "--widths", "44445"], ["'5' at place 5"]),
         (["cost", "digits/resnet", "--widths", "gone.txt"], ["gone.txt: no such file"]),
+        (["cost", "digits/resnet", "--widths", "random:1025"], ["random:1025", "1,024 width vectors"]),
+        (["cost", "digits/resnet", "--widths", "random:0"], ["random:0"]),
+        (["cost", "digits/resnet", "--widths", "random:many"], ["'many' is not a number"]),
+        (["compare", "train.epochs=1", "--truth", "channel_bench_digits", "--out", "out"], ["compare: no config"]),
         (["cost", "timm/resnet18", "--widths", "all", "--input", "3x64x64"], ["1,000,000"]),
         (["score", "nowhere", "--widths", "44444"], ["nowhere: not a run directory"]),
         (["rank", "gone.json", "--truth", "gone.json"], ["gone.json: no such file"]),

@@ -5,8 +5,8 @@
 * ``bcnet``: widths on both sides, losses averaged; the next step trains their clipped complement.
 * ``bcnetv2``: the same on a supernet of ``K + k_min`` bins, where the complement is exact.
 
-With in-place distillation, every step of ``bcnet`` and ``bcnetv2`` trains the whole supernet by the labels, widths on the left and
-their complement on the right by its softmax: these two share no bin, and with ``bcnetv2`` they leave none out.
+With in-place distillation, every step of ``bcnet`` and ``bcnetv2`` trains the whole supernet by the labels, and by its softmax widths
+on one side and their complement on the other: with ``bcnetv2`` these two share no bin and leave none out. Sides take turns.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,7 +90,8 @@ def make_strategy(name: str, space: Space, seed: int, *, num_random: int = 2, in
     def taught(step: int) -> list[Pass]:
         widths = draw(step)[0]
         whole = (space.bins + wide * space.min_bins,) * len(space.groups)
-        return [Pass(whole), Pass(widths, "left", 0.5, True), Pass(space.complement(widths, wide), "right", 0.5, True)]
+        side, opposite = both if step % 2 == 0 else both[::-1]
+        return [Pass(whole), Pass(widths, side, 0.5, True), Pass(space.complement(widths, wide), opposite, 0.5, True)]
 
     both: tuple[Side, Side] = ("left", "right")
     wide = name == "bcnetv2"
