@@ -106,13 +106,11 @@ def table(parts: dict[str, GroundTruth], rows: dict[str, dict[str, tuple[str, di
 
 def draw(path: Path, parts: dict[str, GroundTruth], rows: dict[str, dict[str, tuple[str, dict[str, Any]]]]) -> None:
     """Bars of tau with their intervals, the ceiling as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     names = sorted(rows["all"], key=lambda name: rows["all"][name][1]["kendall"]["value"])
-    figure, axes = plt.subplots(1, len(parts), figsize=(11, 1.2 + 0.34 * len(names)), layout="constrained", sharey=True, squeeze=False)
+    figure = Figure(figsize=(11, 1.2 + 0.34 * len(names)), layout="constrained")
+    axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)
     for axis, (label, part) in zip(axes[0], parts.items(), strict=True):
         taus = [rows[label][name][1]["kendall"] for name in names]
         values = [tau["value"] for tau in taus]

@@ -149,10 +149,7 @@ def main() -> None:
 
 def draw_scaling(path: Path, supernet: Supernet, calibration: EvalBatches, validation: EvalBatches) -> None:
     """Seconds per candidate in bf16: alone against uniform width and images, in a walk against the number of neighbours."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     space = supernet.space
     everything = list(space.enumerate())
@@ -171,7 +168,8 @@ def draw_scaling(path: Path, supernet: Supernet, calibration: EvalBatches, valid
     images = [(n, seconds([half], n, 1e-9)) for n in (most // 4, most // 2, most)]
     middle = len(everything) // 2
     neighbours = [(n, seconds(everything[middle : middle + n], most)) for n in (1, 4, 16, 64, 256, 1024)]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
     panels = (("uniform width (share of the channels), alone", widths), ("images, alone at half width", images))
     for axis, (label, points) in zip(axes, (*panels, ("neighbours scored in one walk", neighbours)), strict=True):
         axis.plot(*zip(*points, strict=True), "o-")

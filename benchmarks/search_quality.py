@@ -130,12 +130,10 @@ def table_of(rows: dict[str, Any]) -> str:
 
 def draw(path: Path, rows: dict[str, Any]) -> None:
     """Best score and its true accuracy against the number of evaluations, mean over the seeds."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, len(rows), figsize=(4 * len(rows), 6), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(4 * len(rows), 6), layout="constrained")
+    axes = figure.subplots(2, len(rows), squeeze=False)
     for column, (budget, row) in enumerate(rows.items()):
         for way, colour in zip(WAYS, ("#2563eb", "#ea580c", "#94a3b8"), strict=True):
             for line, key in enumerate(("score_curve", "accuracy_curve")):

@@ -163,10 +163,7 @@ def profile(call: Callable[[int], object], steps: int) -> list[str]:
 
 def draw_scaling(path: Path, bench: Bench, device: torch.device) -> None:
     """Seconds of a bf16 step against uniform width, batch, and number of groups that are not at their narrowest."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     space = bench.space
     size = len(bench.images)
@@ -187,7 +184,8 @@ def draw_scaling(path: Path, bench: Bench, device: torch.device) -> None:
         "batch, at half width": tuple(zip(*by_batch, strict=True)),
         "first groups at full width, the others at a quarter": tuple(zip(*by_groups, strict=True)),
     }  # type: ignore[assignment]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
     for axis, (label, (x, y)) in zip(axes, curves.items(), strict=True):
         axis.plot(x, y, "o-")
         axis.set(xlabel=label, ylabel="seconds per step (bf16)", ylim=(0, None))

@@ -100,13 +100,11 @@ def table_of(default: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
 
 def draw(path: Path, default: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
     """Tau of every recipe, seeds as dots, beside the default's mean."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = [(DEFAULT, default), *((f"{factor}: {name}", row) for factor, recipes in found.items() for name, row in recipes.items())]
-    figure, axis = plt.subplots(figsize=(8, 1 + 0.27 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8, 1 + 0.27 * len(rows)), layout="constrained")
+    axis = figure.subplots()
     for place, (_, row) in enumerate(rows):
         axis.plot(row["kendall"], [place] * len(row["kendall"]), "o", color="#94a3b8", markersize=4)
         axis.plot(fmean(row["kendall"]), place, "D", color="#2563eb")

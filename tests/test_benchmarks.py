@@ -65,7 +65,8 @@ def test_a_step_dispatches_fewer_operations_than_the_reference(bench):
 
 
 def test_the_headline_ranks_every_file_on_the_networks_all_have(tmp_path, monkeypatch, capsys):
-    """Knowing the truth ranks perfectly, its negative perfectly wrong; what only one file holds is left out."""
+    """Knowing the truth ranks perfectly, its negative perfectly wrong; what only one file holds is left out; additive scores, read
+    additively, are what they were."""
     import json
 
     from bcnet.benchmark.ground_truth import find_truth, load_ground_truth
@@ -78,7 +79,9 @@ def test_the_headline_ranks_every_file_on_the_networks_all_have(tmp_path, monkey
     knowing = dict(zip(truth.names, truth.mean.tolist(), strict=True))
     (tmp_path / "knowing.json").write_text(json.dumps({"scores": knowing}))
     some = list(knowing)[100:]
-    (tmp_path / "released.json").write_text(json.dumps({"archs": some, "wrong": [-knowing[name] for name in some]}))
+    sums = [sum(int(k) * 2.3**group for group, k in enumerate(name)) for name in some]
+    released = {"archs": some, "wrong": [-knowing[name] for name in some], "sums": sums}
+    (tmp_path / "released.json").write_text(json.dumps(released))
     files = [f"ours={tmp_path / 'knowing.json'}", "--truth", str(file), "--released", str(tmp_path / "released.json")]
     monkeypatch.setattr(sys, "argv", ["headline.py", *files, "--out", str(tmp_path)])
     headline.main()
@@ -88,4 +91,6 @@ def test_the_headline_ranks_every_file_on_the_networks_all_have(tmp_path, monkey
     assert f"no width 1, {wider} networks" in printed
     assert "| ours | 1.000 (1.000 to 1.000) | 1.000 (1.000 to 1.000) |" in printed
     assert "| released wrong | -1.000" in printed
+    as_released, read_additively = (line.split("|")[2:] for line in printed.splitlines() if line.startswith("| released sums"))
+    assert as_released == read_additively
     assert (tmp_path / "headline.png").stat().st_size > 10_000
