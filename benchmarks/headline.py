@@ -116,8 +116,9 @@ def draw(path: Path, parts: dict[str, GroundTruth], rows: dict[str, dict[str, tu
         values = [tau["value"] for tau in taus]
         errors = [[tau["value"] - tau["low"] for tau in taus], [tau["high"] - tau["value"] for tau in taus]]
         axis.barh(names, values, xerr=errors, color=[rows[label][name][0] for name in names], ecolor="#334155")
-        for place, value in enumerate(values):
-            axis.text(0.01, place, f"{value:.3f}", va="center", fontsize=8, color="white" if value > 0.15 else "black")
+        for place, (name, value) in enumerate(zip(names, values, strict=True)):
+            dark = value > 0.15 and rows[label][name][0] != READ_ADDITIVELY
+            axis.text(0.01, place, f"{value:.3f}", va="center", fontsize=8, color="white" if dark else "black")
         ceiling = noise_ceiling(part.acc)
         if ceiling is not None:
             axis.axvline(ceiling, color="black", linestyle=":", label=f"ceiling {ceiling:.2f}")

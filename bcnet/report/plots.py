@@ -88,10 +88,10 @@ def draw_search(path: Path, search: dict[str, Any]) -> None:
     if search["settings"]["budget_limit"]:
         left.axvline(search["settings"]["budget_limit"] / scale, color="black", linestyle=":", label="budget")
     left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=METRIC_NAMES[search["settings"]["metric"]])
-    left.set_title(f"{len(evaluated)} width vectors scored")
+    left.set_title(f"{len(evaluated)} width vectors evaluated")
     left.legend(frameon=False, fontsize=8)
     right.plot(np.arange(len(y)) + 1, np.maximum.accumulate(y), color=BLUE)
-    right.set(xlabel="width vectors scored", ylabel="best score so far", title="Progress")
+    right.set(xlabel="width vectors evaluated", ylabel="best score so far", title="Progress")
     _save(figure, path)
 
 
