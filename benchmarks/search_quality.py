@@ -141,7 +141,7 @@ def draw(path: Path, rows: dict[str, Any]) -> None:
                 axes[line][column].plot(np.arange(len(values)) + 1, values, color=colour, label=way)
         axes[1][column].axhline(row["best"]["accuracy"], color="black", linestyle=":", label="truly best")
         axes[0][column].set(title=budget)
-        axes[1][column].set(xlabel="width vectors scored")
+        axes[1][column].set(xlabel="evaluations")
     axes[0][0].set(ylabel="best score so far")
     axes[1][0].set(ylabel="its true accuracy [%]")
     axes[1][0].legend(frameon=False, fontsize=8)
