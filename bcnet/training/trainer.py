@@ -112,9 +112,16 @@ class Trainer:
 
         Raises:
             Interrupted: a signal asked to stop; the state was saved first.
-            UserError: the loss became NaN or infinite; the last good checkpoint stays.
+            UserError: the loss became NaN or infinite; the last good checkpoint stays. Or the steps so far made another number of
+                passes than these would.
         """
         last = self.total_steps if until_step is None else min(until_step, self.total_steps)
+        per_step = len(self.passes(self.step))
+        if self.step < last and self.history.passes != self.step * per_step:
+            raise UserError(
+                f"{self.checkpoint}: {self.history.passes:,} passes in {self.step:,} steps, where a step now makes {per_step}: "
+                "begun by another version of bcnet; choose another folder"
+            )
         if self.checkpoint is not None and rank() == 0:
             remove_leftovers(self.checkpoint)
         replica = DistributedDataParallel(self.model, broadcast_buffers=False) if world_size() > 1 else None

@@ -59,6 +59,18 @@ def test_a_run_on_the_gpu_resumes_bit_for_bit(tmp_path):
     assert_same(state_of(whole), state_of(Run.create(tmp_path / "parts", config, resume=True).train()))
 
 
+def test_a_run_begun_with_other_steps_is_not_continued(tmp_path, quick_config):
+    run = Run.create(tmp_path / "run", quick_config)
+    run.trainer.run(until_step=3)
+    state = load_checkpoint(run.trainer.checkpoint)
+    state["history"]["passes"] += 6  # as if a step had made two passes more
+    save_checkpoint(run.trainer.checkpoint, state)
+    before = run.trainer.checkpoint.read_bytes()
+    with pytest.raises(UserError, match="passes in 3 steps, where a step now makes 2"):
+        Run.create(tmp_path / "run", quick_config, resume=True).train()
+    assert run.trainer.checkpoint.read_bytes() == before
+
+
 def test_another_seed_is_another_run(tmp_path, quick_config):
     one = Run.create(tmp_path / "one", quick_config).train()
     other = Run.create(tmp_path / "other", quick_config.model_copy(update={"seed": 1})).train()
