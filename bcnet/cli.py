@@ -193,7 +193,11 @@ def read_widths(text: str, space: "Space") -> "list[Widths]":
         count = text.removeprefix("random:")
         if not (count.isascii() and count.isdigit()):
             raise UserError(f"--widths {text}: {count!r} is not a number of width vectors")
-        return _random_widths(space, int(count))
+        if not 0 < int(count) <= min(len(space), MOST_WIDTHS):
+            raise UserError(f"--widths {text}: the space has {len(space):,} width vectors, and {MOST_WIDTHS:,} is the most")
+        from bcnet.search.effects import balanced_sample
+
+        return balanced_sample(space, int(count), seed=0)
     if text == "all":
         if len(space) > MOST_WIDTHS:
             raise UserError(
@@ -219,22 +223,6 @@ def read_widths(text: str, space: "Space") -> "list[Widths]":
     if os.sep in text or "." in text:
         raise UserError(f"--widths {text}: no such file")
     return [space.decode(text)]
-
-
-def _random_widths(space: "Space", count: int) -> "list[Widths]":
-    """Different random width vectors, always the same ones."""
-    import numpy as np
-
-    if not 0 < count <= min(len(space), MOST_WIDTHS):
-        raise UserError(f"--widths random:{count}: the space has {len(space):,} width vectors, and {MOST_WIDTHS:,} is the most")
-    rng = np.random.default_rng(0)
-    if 2 * count > len(space):
-        everything = list(space.enumerate())
-        return [everything[n] for n in sorted(rng.permutation(len(everything))[:count])]
-    found: dict[Widths, None] = {}
-    while len(found) < count:  # more than half of all draws are new
-        found[space.sample(rng)] = None
-    return sorted(found)
 
 
 # Supernet and search --------------------------------------------------------------------------------------------------
@@ -536,8 +524,8 @@ def compare(
 
     file = find_truth(truth)
     loaded = load_ground_truth(file)
-    names = [one for one in configs if "=" not in one]
-    methods = {Path(name).stem: load_config(name, [one for one in configs if "=" in one]) for name in names}
+    names, overrides = ([one for one in configs if ("=" in one) == is_setting] for is_setting in (False, True))
+    methods = {Path(name).stem: load_config(name, overrides) for name in names}
     if len(methods) < len(names):
         raise UserError("compare: two configs have the same file name; rename one")
     if not methods:

@@ -54,9 +54,13 @@ def compare(options: argparse.Namespace) -> None:
     if options.released:
         tree = read_json(options.released, "released scores")
         names = tree.pop("archs")
+        widths = [width_indices(name) for name in names]
         for name, values in tree.items():
             predictors[f"released {name}"] = RELEASED, dict(zip(names, values, strict=True))
-            predictors[f"released {name}, additive"] = READ_ADDITIVELY, additive(predictors[f"released {name}"][1])
+            model = WidthEffects.fit(widths, values)
+            if model is not None:  # enough of them, and not all alike
+                predicted = model.predict(widths).tolist()
+                predictors[f"released {name}, additive"] = READ_ADDITIVELY, dict(zip(names, predicted, strict=True))
     common = sorted(set.intersection(*(set(scores) for _, scores in predictors.values())))
     if len(common) < 3:
         raise UserError(f"{len(common)} networks are in all of the files: at least 3 are needed")
@@ -70,15 +74,6 @@ def compare(options: argparse.Namespace) -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         draw(options.out / "headline.png", parts, rows)
-
-
-def additive(scores: dict[str, float]) -> dict[str, float]:
-    """The same networks by an additive model of their scores."""
-    widths = [width_indices(name) for name in scores]
-    model = WidthEffects.fit(widths, list(scores.values()))
-    if model is None:
-        raise UserError(f"{len(scores)} released scores are too few, or too much alike, for an additive model")
-    return dict(zip(scores, model.predict(widths).tolist(), strict=True))
 
 
 def rows_of(part: GroundTruth, predictors: dict[str, tuple[str, dict[str, float]]]) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -80,7 +80,7 @@ def test_the_headline_ranks_every_file_on_the_networks_all_have(tmp_path, monkey
     (tmp_path / "knowing.json").write_text(json.dumps({"scores": knowing}))
     some = list(knowing)[100:]
     sums = [sum(int(k) * 2.3**group for group, k in enumerate(name)) for name in some]
-    released = {"archs": some, "wrong": [-knowing[name] for name in some], "sums": sums}
+    released = {"archs": some, "wrong": [-knowing[name] for name in some], "sums": sums, "constant": [0.0] * len(some)}
     (tmp_path / "released.json").write_text(json.dumps(released))
     files = [f"ours={tmp_path / 'knowing.json'}", "--truth", str(file), "--released", str(tmp_path / "released.json")]
     monkeypatch.setattr(sys, "argv", ["headline.py", *files, "--out", str(tmp_path)])
@@ -93,4 +93,6 @@ def test_the_headline_ranks_every_file_on_the_networks_all_have(tmp_path, monkey
     assert "| released wrong | -1.000" in printed
     as_released, read_additively = (line.split("|")[2:] for line in printed.splitlines() if line.startswith("| released sums"))
     assert as_released == read_additively
+    assert "| released constant |" in printed
+    assert "| released constant, additive |" not in printed
     assert (tmp_path / "headline.png").stat().st_size > 10_000

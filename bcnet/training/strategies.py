@@ -91,7 +91,8 @@ def make_strategy(name: str, space: Space, seed: int, *, num_random: int = 2, in
         widths = draw(step)[0]
         whole = (space.bins + wide * space.min_bins,) * len(space.groups)
         side, opposite = both if step % 2 == 0 else both[::-1]
-        return [Pass(whole), Pass(widths, side, 0.5, True), Pass(space.complement(widths, wide), opposite, 0.5, True)]
+        pair = (widths, side), (space.complement(widths, wide), opposite)
+        return [Pass(whole), *(Pass(one, end, 0.5, distilled=True) for one, end in pair)]
 
     both: tuple[Side, Side] = ("left", "right")
     wide = name == "bcnetv2"

@@ -90,3 +90,4 @@ def test_with_a_teacher_every_width_is_trained_on_both_sides(name):
     strategy = make_strategy(name, space(), 0, inplace_distillation=True)
     seen = {(one.side, group, k) for step in range(200) for one in strategy.passes(step)[1:] for group, k in enumerate(one.widths)}
     assert len(seen) == 2 * 3 * 4
+    assert strategy.passes(0)[0].widths == ((4 + 1,) * 3 if name == "bcnetv2" else space().full)
