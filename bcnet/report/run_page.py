@@ -120,7 +120,8 @@ def _add_training(page: Page, run: Run) -> None:
     images = history.passes * trainer.batches.batch_size
     words = (
         f"{trainer.step:,} of {trainer.total_steps:,} steps, {history.passes:,} forward-backward passes over {trainer.batches.batch_size} "
-        f"images each, {history.seconds:,.0f} s ({images / max(history.seconds, 1e-9):,.0f} images/s counted per pass)."
+        f"images each, {history.seconds:,.0f} s ({images / max(history.seconds, 1e-9):,.0f} images/s counted per pass). "
+        "A step's loss is the mean cross-entropy of its passes, with the labels or with the softmax of the pass that teaches."
     )
     page.section("Training", text(words), picture(run.folder / "training.png", "training loss"))
     page.section(
