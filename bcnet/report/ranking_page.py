@@ -31,7 +31,8 @@ def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTrut
         explained = " and ".join(f"{100 * effect.explained:.0f} % of the variance of the {name}" for name, effect in found.items())
         words = f"Additive models; they explain {explained}. Where the lines part, the score over- or undervalues a group."
         page.section("What the width of each group is worth", picture(folder / "effects.png", "effects of widths"), text(words))
-    regrets = [(r["budget"], r["pick"], r["pick_accuracy"], r["best"], r["best_accuracy"], round(r["regret"], 2)) for r in ranking["regret"]]
+    rows = ranking["regret"]
+    regrets = [(r["budget"], r["pick"], r["pick_accuracy"], r["best"], r["best_accuracy"], round(r["regret"], 2)) for r in rows]
     columns = ("budget", "the scores pick", "accuracy [%]", "truly best", "accuracy [%]", "regret")
     page.section("What picking by score would lose", table(columns, regrets))
     shares = [(f"top {k}", value) for k, value in ranking["top_k_precision"].items()]
