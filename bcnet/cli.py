@@ -303,7 +303,7 @@ def score(
         if run.config.score.additive:
             explained = run.scorer_for(len(wanted)).effects().explained
             say(f"from what widths are worth in {run.config.score.additive:,} scored ones: an additive model explains {explained:.1%}")
-        say(f"{len(scores):,} scores ({METRIC_NAMES[run.config.score.metric]}, mean of {' and '.join(run.strategy.sides)}): {target}")
+        say(f"{len(scores):,} scores ({METRIC_NAMES[run.config.score.metric]}, on the {' and the '.join(run.strategy.sides)}): {target}")
 
 
 @app.command()

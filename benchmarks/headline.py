@@ -1,6 +1,7 @@
 """Hold finished score files of one space, the released supernets' scores and the baselines against one ground truth.
 
-    python benchmarks/headline.py NAME=scores.json ... --truth Results_MobileNet.json [--released scores.json] [--out FOLDER]
+    python benchmarks/headline.py NAME=scores.json ... --truth Results_MobileNet.json [--baseline NAME=scores.json ...]
+        [--released scores.json] [--out FOLDER]
 
 All are ranked on the networks that every file has, once on all of these and once on those that are nowhere of the smallest
 width (there FLOPs says less). ``--released`` names a file ``{"archs": [...], "PREDICTOR": [...], ...}`` of aligned lists; these
@@ -23,7 +24,7 @@ from bcnet.files import read_json
 from bcnet.search.effects import WidthEffects
 
 Floats = npt.NDArray[np.float64]
-OURS, RELEASED, READ_ADDITIVELY, COUNTED = "#2563eb", "#ea580c", "#fdba74", "#94a3b8"
+OURS, BASELINE, RELEASED, READ_ADDITIVELY, COUNTED = "#2563eb", "#93c5fd", "#ea580c", "#fdba74", "#94a3b8"
 
 
 def main() -> None:
@@ -31,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scores", nargs="+", metavar="NAME=FILE", type=named)
     parser.add_argument("--truth", type=Path, required=True)
+    parser.add_argument("--baseline", nargs="+", metavar="NAME=FILE", type=named, default=[], help="the same, drawn in light blue")
     parser.add_argument("--released", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -51,6 +53,7 @@ def named(text: str) -> tuple[str, Path]:
 def compare(options: argparse.Namespace) -> None:
     """Read everything, print the table and draw."""
     predictors = {name: (OURS, load_scores(file)) for name, file in options.scores}
+    predictors |= {name: (BASELINE, load_scores(file)) for name, file in options.baseline}
     if options.released:
         tree = read_json(options.released, "released scores")
         names = tree.pop("archs")
@@ -112,8 +115,10 @@ def draw(path: Path, parts: dict[str, GroundTruth], rows: dict[str, dict[str, tu
         errors = [[tau["value"] - tau["low"] for tau in taus], [tau["high"] - tau["value"] for tau in taus]]
         axis.barh(names, values, xerr=errors, color=[rows[label][name][0] for name in names], ecolor="#334155")
         for place, (name, value) in enumerate(zip(names, values, strict=True)):
-            dark = value > 0.15 and rows[label][name][0] != READ_ADDITIVELY
-            axis.text(0.01, place, f"{value:.3f}", va="center", fontsize=8, color="white" if dark else "black")
+            inside = value > 0.15
+            dark = inside and rows[label][name][0] not in (BASELINE, READ_ADDITIVELY)
+            start = 0.01 if inside else 0.01 + max(0.0, taus[place]["high"])
+            axis.text(start, place, f"{value:.3f}", va="center", fontsize=8, color="white" if dark else "black")
         ceiling = noise_ceiling(part.acc)
         if ceiling is not None:
             axis.axvline(ceiling, color="black", linestyle=":", label=f"ceiling {ceiling:.2f}")

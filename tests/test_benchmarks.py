@@ -82,14 +82,16 @@ def test_the_headline_ranks_every_file_on_the_networks_all_have(tmp_path, monkey
     sums = [sum(int(k) * 2.3**group for group, k in enumerate(name)) for name in some]
     released = {"archs": some, "wrong": [-knowing[name] for name in some], "sums": sums, "constant": [0.0] * len(some)}
     (tmp_path / "released.json").write_text(json.dumps(released))
-    files = [f"ours={tmp_path / 'knowing.json'}", "--truth", str(file), "--released", str(tmp_path / "released.json")]
+    files = [f"ours={tmp_path / 'knowing.json'}", "--baseline", f"other={tmp_path / 'knowing.json'}", "--truth", str(file)]
+    files += ["--released", str(tmp_path / "released.json")]
     monkeypatch.setattr(sys, "argv", ["headline.py", *files, "--out", str(tmp_path)])
     headline.main()
     printed = capsys.readouterr().out
     wider = sum("1" not in name for name in some)
     assert f"all, {len(some)} networks" in printed
     assert f"no width 1, {wider} networks" in printed
-    assert "| ours | 1.000 (1.000 to 1.000) | 1.000 (1.000 to 1.000) |" in printed
+    for name in ("ours", "other"):
+        assert f"| {name} | 1.000 (1.000 to 1.000) | 1.000 (1.000 to 1.000) |" in printed
     assert "| released wrong | -1.000" in printed
     as_released, read_additively = (line.split("|")[2:] for line in printed.splitlines() if line.startswith("| released sums"))
     assert as_released == read_additively

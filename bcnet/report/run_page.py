@@ -145,7 +145,7 @@ def _add_search(page: Page, run: Run, search: dict[str, Any]) -> None:
         f"{settings['algorithm']} ({settings['init']} initial population), {len(search['evaluated']):,} width vectors "
         f"{'predicted from ' + str(settings['additive']) + ' ' if settings['additive'] else ''}scored"
         f"{', budget ' + settings['budget'] if settings['budget'] else ''}. Score: {METRIC_NAMES[settings['metric']]} on images "
-        f"held out from training, mean of {' and '.join(run.strategy.sides)}."
+        f"held out from training, on the {' and the '.join(run.strategy.sides)}."
     )
     scores = np.array([row["score"] for row in search["evaluated"]])
     top = sorted(search["evaluated"], key=lambda row: -row["score"])[:10]
