@@ -52,8 +52,10 @@ def named(text: str) -> tuple[str, Path]:
 
 def compare(options: argparse.Namespace) -> None:
     """Read everything, print the table and draw."""
-    predictors = {name: (OURS, load_scores(file)) for name, file in options.scores}
-    predictors |= {name: (BASELINE, load_scores(file)) for name, file in options.baseline}
+    given = [(OURS, *one) for one in options.scores] + [(BASELINE, *one) for one in options.baseline]
+    predictors = {name: (colour, load_scores(file)) for colour, name, file in given}
+    if len(predictors) < len(given):
+        raise UserError("two score files have the same NAME: give each its own")
     if options.released:
         tree = read_json(options.released, "released scores")
         names = tree.pop("archs")
