@@ -124,6 +124,7 @@ def draw(path: Path, parts: dict[str, GroundTruth], rows: dict[str, dict[str, tu
         ceiling = noise_ceiling(part.acc)
         if ceiling is not None:
             axis.axvline(ceiling, color="black", linestyle=":", label=f"ceiling {ceiling:.2f}")
+            axis.set_xlim(right=max(ceiling, axis.get_xlim()[1]) + 0.02)
             axis.legend(loc="lower right", fontsize=8)
         axis.set(xlabel="Kendall tau-b", title=f"{label}: {len(part):,} networks")
         axis.grid(axis="x", alpha=0.3)
