@@ -184,9 +184,7 @@ def draw_comparison(path: Path, taus: dict[str, list[float]], baselines: dict[st
         if name in taus:
             axes.plot(values, [row] * len(values), "o", color=ORANGE, markersize=4)
         axes.text(max(*values, 0) + 0.015, row, f"{mean:.3f}", va="center", fontsize=9, bbox=READABLE, zorder=3)
-    if ceiling is not None:
-        axes.axvline(ceiling, color="black", linestyle="--")
-        axes.text(ceiling, -0.7, f"ceiling {ceiling:.2f}", ha="center", fontsize=8)
+    _ceiling_line(axes, ceiling)
     axes.set_yticks(range(len(taus) + len(baselines)), [*taus, *baselines])
     axes.set_ylim(len(taus) + len(baselines) - 0.4, -0.95)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.0)
@@ -224,13 +222,17 @@ def _tau_bars(axes: Axes, ranking: dict[str, Any]) -> None:
         value, low, high = (np.nan_to_num(tau[part]) for part in ("value", "low", "high"))
         axes.barh(row, value, color=BLUE if key == "score" else GREY, xerr=[[max(0, value - low)], [max(0, high - value)]], capsize=3)
         axes.text(max(high, 0) + 0.02, row, f"{value:.3f}", va="center", fontsize=9, bbox=READABLE, zorder=3)
-    if ranking["noise_ceiling"] is not None:
-        axes.axvline(ranking["noise_ceiling"], color="black", linestyle="--")
-        axes.text(ranking["noise_ceiling"], -0.62, f"ceiling {ranking['noise_ceiling']:.2f}", ha="center", fontsize=8)
+    _ceiling_line(axes, ranking["noise_ceiling"])
     axes.set_yticks(range(len(names)), list(names.values()))
     axes.set_ylim(len(names) - 0.4, -0.8)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.0)
     axes.set(xlabel="Kendall tau-b (95 % bootstrap)")
+
+
+def _ceiling_line(axes: Axes, ceiling: float | None) -> None:
+    if ceiling is not None:
+        axes.axvline(ceiling, color="black", linestyle="--")
+        axes.text(ceiling, -0.62, f"ceiling {ceiling:.2f}", ha="center", fontsize=8, bbox=READABLE)
 
 
 def _unit(largest: float) -> tuple[float, str]:

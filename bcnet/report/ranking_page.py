@@ -32,10 +32,11 @@ def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTrut
         words = f"Additive models; they explain {explained}. Where the lines part, the score over- or undervalues a group."
         page.section("What the width of each group is worth", picture(folder / "effects.png", "effects of widths"), text(words))
     rows = ranking["regret"]
-    regrets = [(r["budget"], r["pick"], r["pick_accuracy"], r["best"], r["best_accuracy"], round(r["regret"], 2)) for r in rows]
-    columns = ("budget", "the scores pick", "accuracy [%]", "truly best", "accuracy [%]", "regret")
+    numbers = ("pick_accuracy", "best_accuracy", "regret")
+    regrets = [(r["budget"], r["pick"], r["best"], *(f"{r[name]:.2f}" for name in numbers)) for r in rows]
+    columns = ("budget", "the scores pick", "truly best", "accuracy of the pick [%]", "of the best [%]", "regret [points]")
     page.section("What picking by score would lose", table(columns, regrets))
-    shares = [(f"top {k}", value) for k, value in ranking["top_k_precision"].items()]
+    shares = [(f"top {k}", f"{value:.2f}") for k, value in ranking["top_k_precision"].items()]
     if shares:
         page.section("How many of the best are found", table(("", "share of them among the highest scores"), shares))
     target = folder / "ranking.html"
