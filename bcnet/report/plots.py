@@ -131,6 +131,7 @@ def draw_ranking(path: Path, scores: npt.NDArray[np.float64], truth: Any, rankin
     dots = left.scatter(scores, truth.mean, c=truth.flops / scale, cmap="viridis", s=max(3, min(20, 6000 / len(scores))), alpha=0.8)
     figure.colorbar(dots, ax=left, label=f"FLOPs [{unit}]")
     left.set(xlabel="score", ylabel="true accuracy [%]", title=title)
+    left.locator_params(axis="x", nbins=6)  # small negative scores are long words
     _tau_bars(right, ranking)
     _save(figure, path)
 

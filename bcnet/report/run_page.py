@@ -93,7 +93,7 @@ def _add_ranking(page: Page, run: Run) -> None:
 
 
 def _spread(values: list[float]) -> float | str:
-    return stdev(values) if len(values) > 1 else "-"
+    return round(stdev(values), 2) if len(values) > 1 else "-"
 
 
 def verdict(retrained: dict[str, Any]) -> str:
