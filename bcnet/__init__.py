@@ -10,11 +10,12 @@ Trace a model, train one weight-sharing supernet, search a width under a budget,
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from bcnet.version import __version__
 
 if TYPE_CHECKING:
     from bcnet.config import Config, load_config
     from bcnet.errors import UserError
+    from bcnet.experiment import Experiment
     from bcnet.run import Run
     from bcnet.space.cost import Budget, CostTable
     from bcnet.space.trace import trace
@@ -27,6 +28,7 @@ _HOME = {
     "Budget": "bcnet.space.cost",
     "Config": "bcnet.config",
     "CostTable": "bcnet.space.cost",
+    "Experiment": "bcnet.experiment",
     "Run": "bcnet.run",
     "Space": "bcnet.space.widths",
     "Supernet": "bcnet.supernet.supernet",
@@ -43,10 +45,12 @@ __all__ = [
     "Budget",
     "Config",
     "CostTable",
+    "Experiment",
     "Run",
     "Space",
     "Supernet",
     "UserError",
+    "__version__",
     "calibrate",
     "load_config",
     "load_network",
@@ -60,4 +64,5 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for only then: ``import bcnet`` alone is quick."""
     if name not in _HOME:
         raise AttributeError(f"module 'bcnet' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value = getattr(importlib.import_module(_HOME[name]), name)
+    return value

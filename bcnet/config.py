@@ -1,30 +1,57 @@
 """One strict schema per stage: YAML in, dotted overrides, resolved YAML out.
 
-A config file may name a ``base`` file, which it overrides; ``train.epochs=5`` on the command line overrides both.
-Every field below is documented where it stands; unknown keys are refused with the nearest valid name.
+A config file may name a ``base`` file, which it overrides; ``train.epochs=5`` on the command line overrides both. Every field
+below is documented where it stands; unknown keys are refused with the nearest valid name. What is chosen by name and has
+settings of its own (the strategy, the search algorithm) is a `Named`: its settings stand under it and are checked against it.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from bcnet.errors import UserError
 from bcnet.files import shipped
+from bcnet.former import FORMER_HINTS, FORMER_KEYS, FORMER_METRICS, read_former_config
+from bcnet.plugins import find_by_name
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Settings that belong together; unknown names are refused, and every field has a docstring."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class DataConfig(_Section):
+class Named(BaseModel):
+    """Something chosen by its name, with settings of its own: ``autoslim`` or ``{name: autoslim, num_random: 3}``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer
+    def _to_plain(self) -> Any:
+        return {"name": self.name} | self.settings if self.settings else self.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that were given."""
+        return dict(self.model_extra or {})
+
+
+class DataConfig(Section):
     """Images, and how they are split and augmented."""
 
-    source: Literal["digits", "cifar10", "cifar100", "imagefolder"] = "digits"
-    """Where the images come from; ``digits`` needs no files."""
+    source: str = "digits"
+    """Where the images come from: ``digits`` (needs no files), ``cifar10``, ``cifar100``, ``imagefolder``, or your own as
+    ``package.module:name`` (see CONTRIBUTING)."""
     root: Path | None = None
     """Folder of the data set; ``imagefolder`` wants ``train/CLASS/`` and ``test/CLASS/`` (or ``val/``) in it."""
     download: bool = False
@@ -39,32 +66,54 @@ class DataConfig(_Section):
     """Random horizontal flips."""
     resident_gib: float = Field(8.0, ge=0)
     """Data sets up to this size live on the device as one uint8 tensor; larger ones stay in a memory-mapped file."""
+    args: dict[str, Any] = {}
+    """Settings of a data source of your own."""
+
+    @model_validator(mode="after")
+    def _fits_the_source(self) -> "DataConfig":
+        if ":" in self.source:
+            return self
+        if self.source not in SOURCES:
+            raise ValueError(f"the source must be one of {', '.join(map(repr, SOURCES))} or your own as package.module:name")
+        idle = [name for name in self.model_fields_set if getattr(self, name) and self.source not in _SOURCES_WITH.get(name, SOURCES)]
+        if idle:
+            raise ValueError(f"{idle[0]} does nothing with source={self.source}; leave it out")
+        return self
 
 
-class ModelConfig(_Section):
+SOURCES = ("digits", "cifar10", "cifar100", "imagefolder")
+_SOURCES_WITH = {"root": SOURCES[1:], "download": ("cifar10", "cifar100"), "image_size": ("imagefolder",), "args": ()}
+
+
+class ModelConfig(Section):
     """The plain network."""
 
     name: str = "digits/resnet"
     """``channel_bench/mobilenet``, ``channel_bench/resnet``, ``digits/resnet``, ``timm/NAME``, ``torchvision/NAME`` or
     ``package.module:factory``."""
     pretrained: bool = False
-    """Start from the weights that timm or torchvision publish."""
+    """Start the supernet from published weights: of timm or torchvision, or whatever a factory of your own with an argument
+    ``pretrained`` loads. Retraining is from scratch all the same."""
     args: dict[str, Any] = {}
     """Further keyword arguments of the factory."""
 
 
-class SpaceConfig(_Section):
+class SpaceConfig(Section):
     """The width space."""
 
     bins: int = Field(4, ge=1)
-    """Bins K per group."""
+    """Equal bins K per group."""
     min_bins: int = Field(1, ge=1)
     """Smallest width index k_min."""
     divisor: int | None = Field(None, gt=0)
     """Channel counts are multiples of it in every group whose full count is one."""
+    groups: dict[str, list[int]] = {}
+    """Choices of single groups, by a pattern of layer names: ``{"blocks.*.conv1": [4, 8, 12, 16]}``; later patterns win."""
+    exclude: list[str] = []
+    """Patterns of layers whose groups stay whole."""
 
 
-class RecipeConfig(_Section):
+class RecipeConfig(Section):
     """How a network is trained: SGD with momentum, cosine schedule with linear warm-up."""
 
     epochs: float = Field(20, gt=0)
@@ -94,30 +143,19 @@ class RecipeConfig(_Section):
 class TrainConfig(RecipeConfig):
     """Training of the supernet."""
 
-    strategy: Literal["uniform", "autoslim", "bcnet", "bcnetv2"] = "bcnetv2"
-    """Which subnets one step trains."""
-    num_random: int = Field(2, ge=0)
-    """Random subnets per step of ``autoslim``, beside the widest and the narrowest."""
-    inplace_distillation: bool = True
-    """``bcnet`` and ``bcnetv2``: every step trains the whole supernet by the labels, and by its softmax widths on one side and
-    their complement on the other; false: as published."""
+    strategy: Named = Named(name="bcnetv2_distilled")
+    """Which subnets one step trains: ``uniform``, ``autoslim``, ``bcnet`` and ``bcnetv2`` as published, ``bcnet_distilled``,
+    ``bcnetv2_distilled``, or your own as ``package.module:Class``; settings of a strategy stand under it."""
     records: int = Field(1000, gt=0)
     """How many of the best (loss, widths) records are kept for the prior initial population."""
 
 
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "neg_cross_entropy": "negative cross-entropy",
-    "neg_kl": "negative KL divergence from the full width",
-}
-
-
-class ScoreConfig(_Section):
+class ScoreConfig(Section):
     """How a subnet is scored."""
 
-    metric: Literal["accuracy", "neg_cross_entropy", "neg_kl"] = "neg_kl"
-    """The score, on the search-validation images; higher is better. ``neg_kl``: how near the predictions are to those of the
-    full width."""
+    metric: Annotated[str, BeforeValidator(lambda name: FORMER_METRICS.get(name, name) if isinstance(name, str) else name)] = "kl"
+    """What is measured on the search-validation images: ``accuracy``, ``cross_entropy``, ``kl`` (how far the predictions are from
+    those of the full width), or your own as ``package.module:name``. The score is its value or, where less is better, the negative."""
     additive: int | None = Field(None, gt=0)
     """Score this many random widths only, and any others by what each group's width is worth in those (an additive model)."""
     calibration_images: int = Field(1024, gt=0)
@@ -128,24 +166,22 @@ class ScoreConfig(_Section):
     """Images per forward pass in calibration and evaluation."""
     memory_gib: float = Field(4.0, gt=0)
     """Memory for what width vectors share when many are scored; where it does not suffice, each is scored alone."""
+    whole_layers: bool = False
+    """Compute every layer at full width and let all width vectors use it: faster when much of a space is scored (1.6 times for all
+    of Channel-Bench-Digits), slower for a few. Sums have another order, so scores differ in the last digits."""
 
 
-class SearchConfig(_Section):
+class SearchConfig(Section):
     """The search for a width vector."""
 
-    algorithm: Literal["evolution", "random"] = "evolution"
-    """NSGA-II, or random widths under the budget as a baseline."""
-    objective: Literal["score", "score_and_cost"] = "score"
-    """Best score under the budget, or a Pareto front of score against the budget's cost."""
-    init: Literal["prior", "random"] = "prior"
-    """First generation: from the training's loss records, or random."""
-    population: int = Field(40, gt=1)
-    """Individuals per generation."""
+    algorithm: Named = Named(name="evolution")
+    """``evolution`` (NSGA-II), ``random`` widths under the budgets as a baseline, or your own as ``package.module:Class``; settings
+    of an algorithm stand under it: ``search.algorithm.population=60``."""
     evaluations: int = Field(400, gt=0)
     """Width vectors to score."""
 
 
-class Config(_Section):
+class Config(Section):
     """A whole experiment."""
 
     seed: int = Field(0, ge=0)
@@ -165,6 +201,40 @@ class Config(_Section):
     score: ScoreConfig = ScoreConfig()
     search: SearchConfig = SearchConfig()
     retrain: RecipeConfig = RecipeConfig()
+    costs: list[str] = []
+    """Costs beside FLOPs and params that budgets may name, each as ``package.module:name``."""
+
+
+_SettingsType = TypeVar("_SettingsType", bound=Section)
+_NAMED = ("train.strategy", "search.algorithm")
+
+
+def check_settings(named: Named, schema: type[_SettingsType], where: str) -> _SettingsType:
+    """The settings of something chosen by name, checked and complete.
+
+    Raises:
+        UserError: an unknown setting or a value of the wrong type.
+    """
+    try:
+        return schema.model_validate(named.settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            valid = ", ".join(schema.model_fields) or "it has none"
+            raise UserError(f"{where}.{key}: {named.name} has no such setting ({valid})") from error
+        raise UserError(f"{where}.{key}: {first['input']!r} is wrong: {_lowered(first['msg'])}") from error
+
+
+def complete(named: Named, shipped: Mapping[str, Any], where: str, kind: type[Any]) -> tuple[Any, Named]:
+    """The class that a name means, and the name with all settings of that class.
+
+    Raises:
+        UserError: an unknown name or wrong settings.
+    """
+    chosen = find_by_name(named.name, shipped, where, kind)
+    settings = check_settings(named, chosen.Settings, where)
+    return chosen, Named.model_validate({"name": named.name} | settings.model_dump(mode="json"))
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -177,8 +247,10 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: no such file, not YAML, an unknown key or a value of the wrong type.
     """
-    path = find_config(name)
+    path, strategy = find_config(name)
     tree = _read_tree(path, ())
+    if strategy:
+        _set(tree, "train.strategy", strategy)
     for override in overrides:
         _apply_override(tree, override)
     return validate_config(tree, str(path))
@@ -190,6 +262,11 @@ def validate_config(tree: Any, where: str) -> Config:
     Raises:
         UserError: naming the first offending key, its value and what would be right.
     """
+    for key in _NAMED:
+        section, _, leaf = key.partition(".")
+        inner = tree.get(section) if isinstance(tree, dict) else None
+        if isinstance(inner, dict) and isinstance(inner.get(leaf), dict) and "name" not in inner[leaf]:
+            inner[leaf] = {"name": getattr(getattr(Config(), section), leaf).name} | inner[leaf]
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -214,60 +291,99 @@ def shipped_configs() -> list[str]:
     return sorted(name for name in names if not name.startswith("study/"))  # those are lists of experiments
 
 
-def find_config(name: str | Path) -> Path:
-    """The file for a path or the name of a shipped config.
+def find_config(name: str | Path) -> tuple[Path, str | None]:
+    """The file for a path or the name of a shipped config, and the strategy that the name carries.
+
+    ``channel_bench/mobilenet_autoslim`` is the shipped ``channel_bench/mobilenet`` with ``train.strategy=autoslim``.
 
     Raises:
         UserError: neither exists.
     """
     path = Path(name)
     if path.is_file():
-        return path
-    found = shipped("configs") / f"{str(name).removesuffix('.yaml').removeprefix('configs/')}.yaml"
-    if found.is_file():
-        return found
+        return path, None
+    asked = str(name).removesuffix(".yaml").removeprefix("configs/").replace("_taught", "_distilled")  # as 0.1 called the recipe
+    exact = shipped("configs") / f"{asked}.yaml"
+    if exact.is_file():
+        return exact, None
+    base = max((known for known in shipped_configs() if asked.startswith(f"{known}_")), key=len, default=None)
+    if base is not None:
+        return shipped("configs") / f"{base}.yaml", asked.removeprefix(f"{base}_")
     raise UserError(f"config {str(name)!r}: no such file, and no shipped config of that name ({', '.join(shipped_configs())})")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which only ``true`` and ``false`` are booleans: ``amp: off`` is a word; a boolean field reads such words itself."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
 
 
 def _read_tree(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         raise UserError(f"{path}: its base files form a circle")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = _read_yaml(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping of sections such as 'train:', found {type(tree).__name__}")
+    tree = read_former_config(tree)
     base = tree.pop("base", None)
     if base is None:
         return tree
     base_path = path.parent / str(base)
     if not base_path.is_file():
-        raise UserError(f"{path}: its base {str(base)!r} does not exist (looked for {base_path})")
+        base_path = shipped("configs") / f"{str(base).removesuffix('.yaml')}.yaml"
+    if not base_path.is_file():
+        raise UserError(f"{path}: its base {str(base)!r} does not exist (looked for {path.parent / str(base)} and for a shipped config)")
     return _merge(_read_tree(base_path, (*above, path.resolve())), tree)
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], top: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[key] = _merged_value(merged.get(key), value, f"{prefix}{key}")
     return merged
+
+
+def _merged_value(old: Any, new: Any, key: str) -> Any:
+    if key in _NAMED and isinstance(new, dict):
+        old = {"name": old} if isinstance(old, str) else old
+        if isinstance(old, dict) and new.get("name", old.get("name")) == old.get("name"):
+            return old | new  # settings of the same one; another one starts from its own defaults
+        return new
+    return _merge(old, new, f"{key}.") if isinstance(old, dict) and isinstance(new, dict) else new
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r} is not KEY=VALUE, e.g. train.epochs=5")
+    if key in FORMER_HINTS:
+        raise UserError(f"{key}: {FORMER_HINTS[key]}")
     try:
-        value = yaml.safe_load(text)
+        value = _read_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not YAML") from error
+    _set(tree, FORMER_KEYS.get(key, key), value)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *sections, leaf = key.split(".")
-    for section in sections:
+    for depth, section in enumerate(sections, start=1):
         inner = tree.setdefault(section, {})
+        if isinstance(inner, str) and ".".join(sections[:depth]) in _NAMED:
+            inner = tree[section] = {"name": inner}
         if not isinstance(inner, dict):
-            raise UserError(f"override {override!r}: {section!r} is a value, not a section")
+            raise UserError(f"override {key}: {section!r} is a value, not a section")
         tree = inner
     tree[leaf] = value
 
@@ -289,10 +405,18 @@ def _valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator
 
 def _explain(error: Any) -> str:
     key = ".".join(map(str, error["loc"]))
+    if key in FORMER_HINTS:
+        return f"{key}: {FORMER_HINTS[key]}"
+    if error["type"] == "value_error":  # between the fields of a section
+        return f"{key}: {_lowered(error['msg'].removeprefix('Value error, '))}"
     if error["type"] != "extra_forbidden":
-        return f"{key}: {error['input']!r} is wrong: {error['msg'][0].lower()}{error['msg'][1:]}"
+        return f"{key}: {error['input']!r} is wrong: {_lowered(error['msg'])}"
     valid = list(_valid_keys())
     siblings = [name for name in valid if name.rpartition(".")[0] == key.rpartition(".")[0]]
     near = difflib.get_close_matches(key, siblings, 1, 0.6) or [v for v in valid if v.endswith("." + key.rpartition(".")[2])][:1]
     hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(siblings) or 'nothing'}"
     return f"unknown key {key!r}; {hint}"
+
+
+def _lowered(message: str) -> str:
+    return message[0].lower() + message[1:]

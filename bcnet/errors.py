@@ -1,4 +1,4 @@
-"""The one exception for what a user got wrong."""
+"""The two exceptions that the command line knows, and how an error becomes one line."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,23 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class Interrupted(Exception):
+    """A signal (Ctrl-C, SIGTERM) asked to stop, and what was finished is saved.
+
+    The command line prints the message and exits with 128 plus the signal's number.
+
+    Args:
+        message: what was stopped, and how to go on.
+        signal_number: of the signal.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal = signal_number
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

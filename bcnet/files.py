@@ -97,9 +97,9 @@ class _DuplicateKeyError(Exception):
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in entries:
             raise _DuplicateKeyError(repr(key))
-        found[key] = value
-    return found
+        entries[key] = value
+    return entries

@@ -1,14 +1,23 @@
-"""Progress that people can watch: a bar on a terminal, a line now and then in a log."""
+"""What people are told while they wait: a bar on a terminal, a line now and then in a log, a note where something is unusual."""
 
 import sys
 import time
+from functools import cache
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bcnet.runtime import rank
+from bcnet.distributed import process_rank
+from bcnet.formatting import duration
 
 _LOG_SECONDS = 30.0
+
+
+@cache  # so that each message is printed once
+def notice(message: str) -> None:
+    """Tell people on stderr what they would otherwise not notice, once per message and process, on rank 0 only."""
+    if process_rank() == 0:
+        print(f"bcnet: note: {message}", file=sys.stderr, flush=True)
 
 
 class ProgressBar:
@@ -26,7 +35,7 @@ class ProgressBar:
         self._shown = self._start
         self._fields = ""
         self._bar: Progress | None = None
-        self._speaks = bool(label) and rank() == 0
+        self._speaks = bool(label) and process_rank() == 0
         if self._speaks and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
             self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), transient=True)
@@ -54,12 +63,6 @@ class ProgressBar:
         elif self._speaks and now - self._shown >= _LOG_SECONDS:
             self._shown = now
             seconds = (now - self._start) / max(1, done - self._first) * (self.total - done)
-            parts = [f"{self.label}: {done}/{self.total}", self._fields, f"{_duration(seconds)} left"]
+            parts = [f"{self.label}: {done}/{self.total}", self._fields, f"{duration(seconds)} left"]
             text = ", ".join(part for part in parts if part)
             print(text, file=sys.stderr, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

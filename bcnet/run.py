@@ -13,30 +13,35 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+import yaml
 from torch import distributed as dist
-from torch import nn
 
 from bcnet.config import Config, differing_keys, dump_config, load_config
-from bcnet.data.batches import Data, EvalBatches, Normalize, TrainBatches, load_data
-from bcnet.data.sources import ImageSet
+from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
+from bcnet.experiment import Experiment
 from bcnet.files import read_json, write_json, write_text
-from bcnet.models.factory import build_model
-from bcnet.runtime import STREAM_MODEL, STREAM_SAMPLE, STREAM_SEARCH, derive_seed, environment, rank, resolve_device, use_bf16, world_size
-from bcnet.search.effects import LEAST_PER_UNKNOWN, balanced_sample
-from bcnet.search.evaluate import evaluate
-from bcnet.search.scorer import LARGE_PART, ScoreCache, Scorer
-from bcnet.space.cost import Budget, CostTable
-from bcnet.space.trace import trace
+from bcnet.results import (
+    BudgetRecord,
+    EvaluatedWidths,
+    R,
+    Ranking,
+    RetrainedNetwork,
+    RetrainedWidth,
+    RetrainRecord,
+    ScoreFile,
+    SearchRecord,
+    SearchSettings,
+    read_record,
+)
+from bcnet.scoring.cache import ScoreCache
+from bcnet.scoring.evaluate import evaluate
+from bcnet.scoring.scorer import Scorer
+from bcnet.space.cost import CostTable, parse_budgets
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.calibrate import calibrate
 from bcnet.supernet.extract import save_network
-from bcnet.supernet.proof import prove
-from bcnet.supernet.supernet import Supernet, narrow
-from bcnet.training.records import LossRecords
-from bcnet.training.strategies import Strategy, make_strategy
+from bcnet.supernet.supernet import Supernet
 from bcnet.training.trainer import Trainer
 
 # Sections that decide what the supernet is; the others may be changed for each command on a run.
@@ -48,13 +53,11 @@ class Run:
 
     Args:
         folder: the directory.
-        config: its config, maybe with other settings of scoring, search and retraining.
+        experiment: the parts that its config names, maybe with other settings of scoring, search and retraining.
     """
 
-    def __init__(self, folder: Path, config: Config) -> None:
-        self.folder, self.config = folder, config
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+    def __init__(self, folder: Path, experiment: Experiment) -> None:
+        self.folder, self.experiment = folder, experiment
 
     @classmethod
     def create(cls, folder: Path, config: Config, *, resume: bool = False) -> "Run":
@@ -63,19 +66,19 @@ class Run:
         Raises:
             UserError: the directory holds a run already and ``resume`` was not asked for, or its config is another.
         """
-        run = cls(folder, config)
-        if rank() != 0:
+        run = cls(folder, Experiment(config))
+        if process_rank() != 0:
             return run
         written = folder / "config.yaml"
         if written.exists():
             if not resume:
                 raise UserError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
-            _refuse_changes(folder, load_config(written), config)
+            _refuse_changes(folder, Experiment(load_config(written)).config, run.config)
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
-        write_text(written, dump_config(config))
-        write_json(folder / "environment.json", {"seed": config.seed} | environment(run.device))
+        write_text(written, _dump(run.config, written))
+        write_json(folder / "environment.json", {"seed": config.seed} | run.experiment.environment())
         return run
 
     @classmethod
@@ -84,7 +87,7 @@ class Run:
 
         Args:
             folder: the directory.
-            overrides: other settings, such as ``score.metric=neg_cross_entropy`` or ``device=cpu``.
+            overrides: other settings, such as ``score.metric=cross_entropy`` or ``device=cpu``.
 
         Raises:
             UserError: not a run, or an override of what the supernet was trained with.
@@ -92,111 +95,44 @@ class Run:
         written = folder / "config.yaml"
         if not written.is_file():
             raise UserError(f"{folder}: not a run directory (no config.yaml in it); train first: bcnet train CONFIG --out {folder}")
-        config = load_config(written, overrides)
-        _refuse_changes(folder, load_config(written), config)
-        return cls(folder, config)
-
-    # The parts of an experiment, each built when first used ---------------------------------------------------------
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where to compute."""
-        return resolve_device(self.config.device)
+        experiment = Experiment(load_config(written, overrides))
+        if overrides:
+            _refuse_changes(folder, Experiment(load_config(written)).config, experiment.config)
+        return cls(folder, experiment)
 
     @property
-    def bf16(self) -> bool:
-        """Whether to autocast to bf16."""
-        return use_bf16(self.config.amp, self.device)
+    def config(self) -> Config:
+        """The settings."""
+        return self.experiment.config
 
-    @cached_property
-    def data(self) -> Data:
-        """The images."""
-        return load_data(self.config.data, self.config.seed, self.device)
-
-    @cached_property
-    def normalize(self) -> Normalize:
-        """From images to network inputs."""
-        return Normalize(self.data, self.device)
-
-    def build_model(self, seed: int) -> nn.Module:
-        """The plain model, freshly initialised (or pretrained)."""
-        model = self.config.model
-        return build_model(model.name, len(self.data.classes), seed=seed, pretrained=model.pretrained, args=model.args)
-
-    @cached_property
-    def model(self) -> nn.Module:
-        """The plain model that the supernet is made from."""
-        return self.build_model(derive_seed(self.config.seed, STREAM_MODEL))
-
-    @cached_property
+    @property
     def space(self) -> Space:
-        """The width space of the model, proven to slice right."""
-        chosen = self.config.space
-        shape = self.data.input_shape
-        space = trace(self.model, shape, bins=chosen.bins, min_bins=chosen.min_bins, divisor=chosen.divisor)
-        prove(self.model, space, shape)
-        return space
+        """The width space of the model."""
+        return self.experiment.space
 
-    @cached_property
+    @property
     def costs(self) -> CostTable:
-        """FLOPs and params of the width vectors."""
-        return CostTable(self.space)
-
-    @cached_property
-    def strategy(self) -> Strategy:
-        """How the supernet is trained."""
-        train = self.config.train
-        return make_strategy(
-            train.strategy, self.space, self.config.seed, num_random=train.num_random, inplace_distillation=train.inplace_distillation
-        )
+        """Costs of the width vectors."""
+        return self.experiment.costs
 
     # Training -------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def trainer(self) -> Trainer:
-        """The trainer of the supernet, before or after resuming."""
-        config = self.config
-        supernet = Supernet(self.model, self.space, wide=self.strategy.wide, seed=derive_seed(config.seed, STREAM_MODEL, 1))
-        batches = self.train_batches(self.data.train, config.train.batch_size, config.seed)
-        return Trainer(
-            supernet,
-            batches,
-            config.train,
-            device=self.device,
-            bf16=self.bf16,
-            seed=config.seed,
-            passes=self.strategy.passes,
-            records=LossRecords(config.train.records),
-            checkpoint=self.checkpoint,
-            checkpoint_seconds=config.checkpoint_seconds,
-            identity=self.identity,
-            label=f"supernet {self.strategy.name}",
-        )
-
-    def train_batches(self, images: ImageSet, batch_size: int, seed: int) -> TrainBatches:
-        """Augmented batches of the images; each process of a group gets its part."""
-        data = self.config.data
-        return TrainBatches(
-            images,
-            self.normalize,
-            batch_size=batch_size,
-            pad=data.pad,
-            flip=data.flip,
-            seed=seed,
-            rank=rank(),
-            world_size=world_size(),
-        )
 
     @property
     def checkpoint(self) -> Path:
         """The file of the training's state."""
         return self.folder / "checkpoint.pt"
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """What ties a checkpoint to the settings it was trained with."""
-        tree = self.config.model_dump(mode="json")
+        """What ties a checkpoint to the settings it was trained with: a hash of those settings as ``config.yaml`` holds them."""
+        written = self.folder / "config.yaml"
+        tree = yaml.safe_load(written.read_text(encoding="utf-8") if written.exists() else dump_config(self.config))
         return hashlib.sha256(json.dumps({key: tree[key] for key in _FIXED_SECTIONS}, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """The trainer of the supernet, before or after resuming."""
+        return self.experiment.make_trainer(self.checkpoint, self.identity)
 
     def train(self) -> Trainer:
         """Train the supernet, from the checkpoint if there is one."""
@@ -219,77 +155,6 @@ class Run:
             raise UserError(f"{self.checkpoint}: no such checkpoint; train first (bcnet train CONFIG --out {self.folder})")
         return self.trainer
 
-    # Scoring and search ---------------------------------------------------------------------------------------------
-
-    @cached_property
-    def calibration(self) -> EvalBatches:
-        """Training images for BN statistics."""
-        score = self.config.score
-        return EvalBatches(self.data.train, self.normalize, score.batch_size, score.calibration_images)
-
-    @cached_property
-    def validation(self) -> EvalBatches:
-        """Held-out images for scores."""
-        if not len(self.data.val):
-            raise UserError("data.num_val is 0: scores need training images held out for them")
-        return EvalBatches(self.data.val, self.normalize, self.config.score.batch_size, self.config.score.max_images)
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        """The scorer of the trained supernet for some width vectors, with its cache on disk."""
-        return self._make_scorer(whole_layers=False)
-
-    @cached_property
-    def exhaustive_scorer(self) -> Scorer:
-        """The same for a large part of the space: its sums have another order, so its scores differ in the last digits."""
-        return self._make_scorer(whole_layers=True)
-
-    def scorer_for(self, count: int) -> Scorer:
-        """The scorer that is faster for so many width vectors."""
-        count = self.config.score.additive or count
-        return self.exhaustive_scorer if count >= LARGE_PART * len(self.space) else self.scorer
-
-    def _make_scorer(self, *, whole_layers: bool) -> Scorer:
-        score = self.config.score
-        supernet = self.trained.trained
-        assert isinstance(supernet, Supernet)
-        settings = [self.identity, _sha256(self.checkpoint), score.calibration_images, score.max_images, score.batch_size, self.bf16]
-        name = hashlib.sha256(json.dumps([*settings, whole_layers]).encode()).hexdigest()[:16]
-        return Scorer(
-            supernet,
-            self.calibration,
-            self.validation,
-            sides=self.strategy.sides,
-            metric=score.metric,
-            bf16=self.bf16,
-            memory_gib=score.memory_gib,
-            whole_layers=whole_layers,
-            sample=self._additive_sample(),
-            cache=ScoreCache(self.folder / "scores" / f"{name}.jsonl"),
-        )
-
-    def _additive_sample(self) -> list[Widths]:
-        count, space = self.config.score.additive, self.space
-        if count is None:
-            return []
-        groups, choices = len(space.groups), space.bins - space.min_bins + 1
-        least = LEAST_PER_UNKNOWN * groups * choices
-        if count < least:
-            raise UserError(f"score.additive is {count}: {groups} groups of {choices} widths each need at least {least} scored ones")
-        return balanced_sample(space, count, derive_seed(self.config.seed, STREAM_SAMPLE))
-
-    def score(self, widths: Sequence[Widths], out: Path) -> dict[str, float]:
-        """Score width vectors and write ``{"meta": ..., "costs": {WIDTHS: [FLOPs, params]}, "scores": {WIDTHS: score}}``."""
-        scorer = self.scorer_for(len(widths))
-        found = scorer.score_many(widths, "scoring")
-        scores = {self.space.encode(w): value for w, value in found.items()}
-        if rank() == 0:
-            costs = {self.space.encode(w): [self.costs.one(w, cost) for cost in ("flops", "params")] for w in found}
-            explained = scorer.effects().explained if scorer.sample else None
-            meta = self.describe() | {"sides": self.strategy.sides, "explained_by_effects": explained}
-            write_json(out, {"meta": meta, "costs": costs, "scores": scores})
-        return scores
-
     def describe(self) -> dict[str, Any]:
         """What stands beside every result: config, progress of training, environment."""
         trainer = self.trained
@@ -299,163 +164,186 @@ class Run:
             "total_steps": trainer.total_steps,
             "passes": trainer.history.passes,
             "train_seconds": round(trainer.history.seconds, 1),
-            "environment": environment(self.device),
+            "environment": self.experiment.environment(),
         }
 
-    def search(self, budget_text: str | None) -> dict[str, Any]:
-        """Search a width vector; write and return the contents of ``search.json``.
+    # Scoring and search ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The scorer of the trained supernet, with its cache on disk."""
+        score = self.config.score
+        supernet = self.trained.trained
+        assert isinstance(supernet, Supernet)
+        settings = [self.identity, _sha256(self.checkpoint), score.calibration_images, score.max_images, score.batch_size]
+        settings += [self.experiment.bf16, score.whole_layers]
+        name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        return self.experiment.make_scorer(supernet, ScoreCache(self.folder / "scores" / f"{name}.jsonl"))
+
+    def score(self, widths: Sequence[Widths], out: Path) -> dict[str, float]:
+        """Score width vectors and write them as a `bcnet.results.ScoreFile`."""
+        scorer = self.scorer
+        by_widths = scorer.score_many(widths, "scoring")
+        scores = {self.space.encode(w): value for w, value in by_widths.items()}
+        if process_rank() == 0:
+            costs = {self.space.encode(w): [self.costs.one(w, cost) for cost in ("flops", "params")] for w in by_widths}
+            explained = scorer.effects().explained if scorer.sample else None
+            meta = self.describe() | {"sides": scorer.sides, "explained_by_effects": explained}
+            ScoreFile(scores=scores, costs=costs, meta=meta).write(out)
+        return scores
+
+    def search(self, *budget_texts: str) -> SearchRecord:
+        """Search a width vector; write and return what was found.
 
         Args:
-            budget_text: such as ``flops=0.5``; unset: no limit.
+            budget_texts: such as ``flops=0.5``; several hold together; none: no limit.
 
         Raises:
             UserError: a budget out of reach, refused before any work.
         """
-        from bcnet.search import evolution, prior
-
-        settings, space = self.config.search, self.space
-        budget = Budget.parse(budget_text, self.costs) if budget_text else None
-        seed = derive_seed(self.config.seed, STREAM_SEARCH) % 2**32
-        cost = budget.cost if budget else "flops"
-        common: dict[str, Any] = {"budget": budget, "population": settings.population, "evaluations": settings.evaluations, "seed": seed}
+        budgets = parse_budgets(budget_texts, self.costs)
         scorer = self.scorer
-        done = 0
-
-        def score_many(widths: Sequence[Widths]) -> dict[Widths, float]:
-            nonlocal done
-            found = scorer.score_many(widths, f"search, {done} of {settings.evaluations} scored")
-            done += len(widths)
-            return found
-
-        if settings.algorithm == "random":
-            result = evolution.random_search(space, self.costs, score_many, **common)
-        else:
-            records = self.trained.records
-            probabilities = evolution.uniform_prior(space)
-            if settings.init == "prior":
-                if records is None or not records.losses:
-                    raise UserError("search.init=prior needs the loss records of training, and there are none; use search.init=random")
-                limit = budget or Budget(cost, self.costs.range(cost)[1])
-                probabilities = prior.solve_prior(space, self.costs, limit, prior.expected_losses(space, records.sorted()))
-            first = prior.sample_population(space, self.costs, budget, probabilities, settings.population, np.random.default_rng(seed))
-            objective = cost if settings.objective == "score_and_cost" else None
-            result = evolution.evolve(space, self.costs, score_many, first=first, cost=objective, **common)
+        result = self.experiment.search(scorer, budgets, self.trained.records)
         accuracies = scorer.read(list(result.scores), metric="accuracy")
-        rows = {w: self._row(w, score, accuracy) for (w, score), accuracy in zip(result.scores.items(), accuracies, strict=True)}
-        found = {
-            "settings": settings.model_dump(mode="json")
-            | {"budget": budget_text, "budget_limit": budget.limit if budget else None, "cost": cost}
-            | {"metric": self.config.score.metric, "additive": self.config.score.additive},
-            "best": rows[result.best],
-            "front": [space.encode(widths) for widths in result.front],
-            "generations": result.generations,
-            "evaluated": list(rows.values()),
-            "meta": self.describe(),
+        rows = {
+            widths: EvaluatedWidths(widths=self.space.encode(widths), score=score, accuracy=accuracy, costs=self.costs.all_of(widths))
+            for (widths, score), accuracy in zip(result.scores.items(), accuracies, strict=True)
         }
-        if rank() == 0:
-            write_json(self.folder / "search.json", found)
-        return found
+        algorithm = self.config.search.algorithm
+        settings = SearchSettings.model_validate(
+            {
+                "algorithm": algorithm.name,
+                **algorithm.settings,
+                "evaluations": self.config.search.evaluations,
+                "budgets": [BudgetRecord(text=budget.text, cost=budget.cost, limit=budget.limit) for budget in budgets],
+                "cost": budgets[0].cost if budgets else "flops",
+                "metric": self.experiment.metric.name,
+                "additive": self.config.score.additive,
+            }
+        )
+        record = SearchRecord(
+            settings=settings,
+            best=rows[result.best],
+            front=[self.space.encode(widths) for widths in result.front],
+            generations=result.generations,
+            evaluated=list(rows.values()),
+            meta=self.describe(),
+        )
+        if process_rank() == 0:
+            record.write(self.folder / "search.json")
+        return record
 
-    def _row(self, widths: Widths, score: float, accuracy: float) -> dict[str, Any]:
-        costs = {cost: self.costs.one(widths, cost) for cost in ("flops", "params")}
-        return {"widths": self.space.encode(widths), "score": score, "accuracy": accuracy} | costs
+    # What was found so far, for pages ---------------------------------------------------------------------------------
+
+    def search_record(self) -> SearchRecord | None:
+        """What the last search found, if there was one."""
+        return self._record("search.json", SearchRecord, "the result of a search")
+
+    def ranking(self) -> Ranking | None:
+        """What ``bcnet rank`` wrote here, if it was asked."""
+        return self._record("ranking.json", Ranking, "the result of a ranking")
+
+    def retrainings(self) -> list[RetrainRecord]:
+        """Every width that was retrained so far."""
+        files = sorted((self.folder / "retrain").glob("*.json"))
+        return [read_record(file, RetrainRecord, "the result of a retraining") for file in files]
+
+    def environment(self) -> dict[str, Any]:
+        """Where the run was made."""
+        file = self.folder / "environment.json"
+        return dict(read_json(file, "the environment of a run")) if file.is_file() else {}
+
+    def _record(self, name: str, kind: type[R], what: str) -> R | None:
+        file = self.folder / name
+        return read_record(file, kind, what) if file.is_file() else None
 
     # Found networks -------------------------------------------------------------------------------------------------
 
     def extract(self, widths: Widths, folder: Path) -> dict[str, Any]:
         """Write the subnet as a plain network with calibrated BN statistics; returns its description."""
-        supernet = self.scorer.supernet
+        experiment, supernet = self.experiment, self.scorer.supernet
         supernet.set_active_subnet(widths, "left")
-        calibrate(supernet, self.calibration, bf16=self.bf16)
+        calibrate(supernet, experiment.calibration, bf16=experiment.bf16)
         network = supernet.get_active_subnet()
-        held_out = evaluate(network, self.validation, bf16=self.bf16)
+        held_out = evaluate(network, experiment.validation, bf16=experiment.bf16)
         channels = self.space.channels(widths)
-        description = self._describe_network(channels) | {"widths": self.space.encode(widths), "val_accuracy": held_out.accuracy}
+        own = {"widths": self.space.encode(widths), "side": "left", "val_accuracy": 100 * held_out["accuracy"]}
+        description = self._describe_network(channels) | own
         save_network(folder, network, description)
         return description
 
     def _describe_network(self, channels: Sequence[int]) -> dict[str, Any]:
-        model = self.config.model
+        model, data = self.config.model, self.experiment.data
         return {
-            "model": {"name": model.name, "num_classes": len(self.data.classes), "args": model.args},
+            "model": {"name": model.name, "num_classes": len(data.classes), "args": model.args},
             "channels": {group.name: count for group, count in zip(self.space.groups, channels, strict=True)},
             "flops": int(self.costs.of_channels(channels, "flops")),
             "params": int(self.costs.of_channels(channels, "params")),
-            "input_shape": list(self.data.input_shape),
-            "mean": list(self.data.mean),
-            "std": list(self.data.std),
-            "classes": list(self.data.classes),
+            "input_shape": list(data.input_shape),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "classes": list(data.classes),
         }
 
-    def uniform_channels(self, flops: int) -> tuple[int, ...]:
-        """Channels of the largest uniformly scaled model whose FLOPs do not exceed ``flops``."""
-
-        def scaled(factor: float) -> tuple[int, ...]:
-            return tuple(g.unit * max(1, int(factor * g.channels / g.unit + 0.5)) for g in self.space.groups)
-
-        low, high = 0.0, 1.0
-        if self.costs.of_channels(scaled(high), "flops") <= flops:
-            return scaled(high)
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.costs.of_channels(scaled(middle), "flops") <= flops else (low, middle)
-        return scaled(low)
-
-    def retrain(self, widths: Widths, seeds: Sequence[int]) -> dict[str, Any]:
+    def retrain(self, widths: Widths, seeds: Sequence[int]) -> RetrainRecord:
         """Train the found width and the uniform one of the same FLOPs from scratch, over several seeds.
 
         All training images are used, also those held out for scores; test images are looked at once, after the last
         epoch. Finished seeds are kept, an unfinished one is resumed.
-
-        Returns:
-            ``{"found": {...}, "uniform": {...}}`` with channels, costs and test accuracies in per cent.
         """
         name = self.space.encode(widths)
         channels = self.space.channels(widths)
-        flops = self.costs.one(widths, "flops")
-        wanted = {"found": channels, "uniform": self.uniform_channels(flops)}
+        wanted = {"found": channels, "uniform": self.experiment.uniform_channels(self.costs.one(widths, "flops"))}
         folders = {"found": self.folder / "retrain" / name, "uniform": self.folder / "retrain" / f"uniform-like-{name}"}
         results = {}
         for kind, counts in wanted.items():
             accuracies = [self._retrain_one(counts, seed, folders[kind] / f"seed{seed}", f"{kind}, seed {seed}") for seed in seeds]
-            costs = {cost: int(self.costs.of_channels(counts, cost)) for cost in ("flops", "params")}
-            results[kind] = {"channels": list(counts), "acc": accuracies, "seeds": list(seeds)} | costs
-        results["found"]["widths"] = name
-        if rank() == 0:
-            write_json(self.folder / "retrain" / f"{name}.json", results)
-        return results
+            results[kind] = RetrainedWidth(
+                channels=list(counts),
+                acc=accuracies,
+                seeds=list(seeds),
+                flops=int(self.costs.of_channels(counts, "flops")),
+                params=int(self.costs.of_channels(counts, "params")),
+                widths=name if kind == "found" else None,
+            )
+        record = RetrainRecord(**results)
+        if process_rank() == 0:
+            record.write(self.folder / "retrain" / f"{name}.json")
+        return record
 
     def _retrain_one(self, channels: Sequence[int], seed: int, folder: Path, label: str) -> float:
-        recipe = self.config.retrain
+        experiment, recipe = self.experiment, self.config.retrain
         identity = hashlib.sha256(f"{self.identity} {recipe.model_dump_json()} {list(channels)} {seed}".encode()).hexdigest()
         result = folder / "result.json"
         if result.exists():
-            known = read_json(result, "the result of a retraining")
-            if known.get("identity") == identity:
-                return float(known["accuracy"])
+            known = read_record(result, RetrainedNetwork, "the result of a retraining")
+            if known.identity == identity:
+                return known.accuracy
         checkpoint = folder / f"checkpoint-{identity[:12]}.pt"
-        model = narrow(self.build_model(derive_seed(seed, STREAM_MODEL)), self.space, channels)
-        trainer = Trainer(
-            model,
-            self.train_batches(self.data.full_train, recipe.batch_size, seed),
-            recipe,
-            device=self.device,
-            bf16=self.bf16,
-            seed=seed,
+        (network,) = experiment.train_width(
+            channels,
+            [seed],
             checkpoint=checkpoint,
             checkpoint_seconds=self.config.checkpoint_seconds,
             identity=identity,
             label=f"retrain {label}",
         )
-        trainer.resume()
-        trainer.run()
-        test = evaluate(trainer.trained, EvalBatches(self.data.test, self.normalize, self.config.score.batch_size), bf16=self.bf16)
-        accuracy = 100 * test.accuracy
-        if rank() == 0:
-            save_network(folder, trainer.trained, self._describe_network(channels) | {"test_accuracy": accuracy, "seed": seed})
-            write_json(result, {"identity": identity, "accuracy": accuracy, "cross_entropy": test.cross_entropy})
+        test = evaluate(network, experiment.test, bf16=experiment.bf16)
+        accuracy = 100 * test["accuracy"]
+        if process_rank() == 0:
+            save_network(folder, network, self._describe_network(channels) | {"test_accuracy": accuracy, "seed": seed})
+            RetrainedNetwork(identity=identity, accuracy=accuracy, cross_entropy=test["cross_entropy"]).write(result)
             checkpoint.unlink(missing_ok=True)
         return accuracy
+
+
+def _dump(config: Config, written: Path) -> str:
+    """The text of ``config.yaml``; what decides the supernet stays as a file there has it, for the run's identity is made from that."""
+    tree = yaml.safe_load(dump_config(config))
+    if written.exists():
+        before = yaml.safe_load(written.read_text(encoding="utf-8"))
+        tree |= {key: before[key] for key in _FIXED_SECTIONS if key in before}
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def _refuse_changes(folder: Path, trained: Config, asked: Config) -> None:

@@ -36,7 +36,7 @@ def test_the_reference_and_the_supernet_train_alike(bench):
 
 
 def test_the_reference_scores_as_the_supernet_does(bench):
-    from bcnet.search.exhaustive import Walker
+    from bcnet.scoring.walk import Walker
 
     class Batches(list):
         def __len__(self):
@@ -46,10 +46,10 @@ def test_the_reference_scores_as_the_supernet_does(bench):
     batches = Batches((torch.randn(8, 3, 32, 32, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in range(2))
     wanted = sorted(set(bench.widths[:4]))
     walker = Walker(bench.supernet, (3, 32, 32))
-    found = {side: walker.evaluate(wanted, side, batches, batches) for side in ("left", "right")}
+    evaluations = {side: walker.evaluate(wanted, side, batches, batches) for side in ("left", "right")}
     for row, widths in enumerate(wanted):
         expected = bench.reference.score(widths, list(batches), list(batches))
-        assert [found[side][row].cross_entropy for side in ("left", "right")] == pytest.approx(expected, rel=1e-4)
+        assert [evaluations[side][row]["cross_entropy"] for side in ("left", "right")] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_step_dispatches_fewer_operations_than_the_reference(bench):
@@ -69,7 +69,7 @@ def test_the_headline_ranks_every_file_on_the_networks_all_have(tmp_path, monkey
     additively, are what they were."""
     import json
 
-    from bcnet.benchmark.ground_truth import find_truth, load_ground_truth
+    from bcnet.truth.ground_truth import find_truth, load_ground_truth
 
     monkeypatch.syspath_prepend(FOLDER)
     import headline
@@ -98,3 +98,18 @@ def test_the_headline_ranks_every_file_on_the_networks_all_have(tmp_path, monkey
     assert "| released constant |" in printed
     assert "| released constant, additive |" not in printed
     assert (tmp_path / "headline.png").stat().st_size > 10_000
+
+
+def test_the_same_bits_are_the_same_to_the_last_one(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from measure import same_bits
+
+    tree = {"model": {"weight": torch.tensor([[0.0, float("nan")]])}, "counts": [torch.tensor(3)], "records": [(0.5, "1234")], "step": 7}
+    assert same_bits(tree, {name: tree[name] for name in reversed(tree)})
+    for name, other in {
+        "model": {"weight": torch.tensor([[-0.0, float("nan")]])},
+        "counts": [torch.tensor(3, dtype=torch.int32)],
+        "records": [(0.5, "1234"), (0.6, "1234")],
+        "step": 7.0,
+    }.items():
+        assert not same_bits(tree, tree | {name: other})

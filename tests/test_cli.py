@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bcnet.cli import main
 from bcnet.supernet.extract import load_network
 
-QUICK = ["train.epochs=2", "search.evaluations=15", "search.population=6", "retrain.epochs=1", "score.calibration_images=64"]
+QUICK = ["train.epochs=2", "search.evaluations=15", "search.algorithm.population=6", "retrain.epochs=1", "score.calibration_images=64"]
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
     code, out, _ = bcnet("search", folder, "--budget", "flops=0.5", "--init", "random")
     assert code == 0
     found = json.loads((folder / "search.json").read_text())
-    limit = found["settings"]["budget_limit"]
+    limit = found["settings"]["budgets"][0]["limit"]
     assert all(row["flops"] <= limit for row in found["evaluated"])
     assert found["settings"]["init"] == "random"
     assert found["best"]["widths"] in out
@@ -62,6 +63,7 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
 
     assert bcnet("extract", folder, "--widths", best, "--out", tmp_path / "network")[0] == 0
     network, description = load_network(tmp_path / "network")
+    assert 1 < description["val_accuracy"] <= 100  # per cent, as test_accuracy
     assert sum(p.numel() for p in network.parameters()) == description["params"] == found["best"]["params"]
 
     code, out, _ = bcnet("retrain", folder, "--widths", best, "--seeds", "0,1")
@@ -140,7 +142,20 @@ def test_costs_and_groups_are_printed(bcnet):
         (["train", "digits/nothing"], ["'digits/nothing'", "digits/bcnetv2"]),
         (["train", "digits/bcnetv2", "train.epoch=3"], ["train.epoch", "did you mean 'train.epochs'"]),
         (["train", "digits/bcnetv2", "train.lr=fast"], ["train.lr", "'fast'"]),
-        (["train", "digits/bcnetv2", "device=cuda"], ["device='cuda'", "no CUDA GPU"]),
+        (["train", "digits/bcnetv2", "train.strategy=bcnet3"], ["train.strategy: 'bcnet3' is wrong", "'bcnetv2'"]),
+        (["train", "digits/bcnetv2", "train.strategy=no.such:Thing"], ["train.strategy", "no.such"]),
+        (["train", "digits/bcnetv2", "score.metric=f1"], ["score.metric: 'f1' is wrong", "'cross_entropy'"]),
+        (["train", "digits/bcnetv2", "data.image_size=32"], ["data: image_size does nothing with source=digits"]),
+        (["train", "digits/uniform", "train.num_random=3"], ["train.strategy.num_random: uniform has no such setting"]),
+        (["train", "digits/uniform", "train.inplace_distillation=true"], ["train.inplace_distillation", "bcnetv2_distilled"]),
+        (["train", "digits/bcnetv2", "model.pretrained=true"], ["no published weights"]),
+        (["train", "digits/bcnetv2", "space.exclude=[nothing]"], ["pattern 'nothing' means no group"]),
+        (["train", "digits/bcnetv2", "space.groups={stem: [4, 6]}"], ["must end with the 8 channels"]),
+        pytest.param(
+            ["train", "digits/bcnetv2", "device=cuda"],
+            ["device='cuda'", "no CUDA GPU"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU"),
+        ),
         (["train", "digits/bcnetv2", "device=abacus"], ["device='abacus'"]),
         (["train", "digits/bcnetv2", "train.batch_size=5000"], ["batch_size=5000", "697"]),
         (["train", "digits/bcnetv2", "data.num_val=5000"], ["5000", "997"]),
@@ -175,7 +190,9 @@ def test_mistakes_get_one_line(bcnet, tmp_path, monkeypatch, arguments, words):
     [
         (["score", "RUN", "--widths", "9"], ["'9'"]),
         (["search", "RUN", "--budget", "flops=0.001"], ["cannot be met", "reach from"]),
-        (["search", "RUN", "--budget", "latency=3"], ["COST=VALUE"]),
+        (["search", "RUN", "--budget", "latency=3"], ["COST=VALUE", "flops, params"]),
+        (["search", "RUN", "--budget", "flops=0.5", "--budget", "flops=0.4"], ["two budgets of one cost"]),
+        (["search", "RUN", "--algorithm", "random", "--init", "prior"], ["search.algorithm.init", "random has no such setting"]),
         (["search", "RUN", "--algorithm", "magic"], ["search.algorithm", "'magic'"]),
         (["search", "RUN", "train.lr=3"], ["trained with another train.lr"]),
         (["retrain", "RUN", "--widths", "44444", "--seeds", "1,1"], ["--seeds"]),
@@ -251,7 +268,7 @@ def test_ctrl_c_in_a_search_says_how_to_go_on(bcnet, run, monkeypatch):
         done.extend(block)
         return original(self, block, tick)
 
-    from bcnet.search.scorer import Scorer
+    from bcnet.scoring.scorer import Scorer
 
     original = Scorer._evaluate
     monkeypatch.setattr(Scorer, "_evaluate", evaluate)
@@ -261,6 +278,30 @@ def test_ctrl_c_in_a_search_says_how_to_go_on(bcnet, run, monkeypatch):
     assert "Traceback" not in err
     (cache,) = (run.folder / "scores").iterdir()
     assert len(cache.read_text().splitlines()) == len(done) > 3
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_line():
+    """Whenever it comes, from the first import on. (Now and then a library swallows it; then the command ends as if nothing was.)"""
+    code = (
+        "import signal, sys, bcnet.__main__ as module;"
+        "signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT)); signal.setitimer(signal.ITIMER_REAL, {delay});"
+        "sys.argv = ['bcnet', 'cost', 'digits/resnet', '--widths', 'all']; module.main()"
+    )
+    stopped = 0
+    for delay in (0.01, 0.05, 0.2, 0.5, 1.0):
+        result = subprocess.run([sys.executable, "-c", code.format(delay=delay)], capture_output=True, text=True, timeout=120)
+        assert "Traceback" not in result.stderr, (delay, result.stderr[-2000:])
+        assert result.returncode in (0, 130), (delay, result.stderr[-2000:])
+        if result.returncode == 130:
+            stopped += 1
+            assert result.stderr.strip().splitlines() == ["bcnet: stopped by SIGINT"]
+    assert stopped >= 3
+
+
+def test_the_version_is_said(bcnet):
+    import bcnet as package
+
+    assert bcnet("--version") == (0, f"bcnet {package.__version__}\n", "")
 
 
 def test_it_runs_as_a_module_and_help_is_quick():

@@ -148,11 +148,11 @@ def _read_folder(folder: Path, classes: tuple[str, ...], image_size: int | None)
     """Decode once; later runs read the cached array."""
     files, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
+        images = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not images:
             raise UserError(f"{folder / name}: no images in it; expected files such as 0001.jpg or .png")
-        files += found
-        labels += [label] * len(found)
+        files += images
+        labels += [label] * len(images)
     key = hashlib.sha256(f"{folder.resolve()} {image_size}".encode())
     for path in files:
         stat = path.stat()

@@ -1,17 +1,16 @@
 """Build a plain model from its name."""
 
-import importlib
-import sys
+import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bcnet.errors import UserError
+from bcnet.errors import UserError, first_line
 from bcnet.models.channel_bench import MobileNet, ResNet
 from bcnet.models.digits import DigitsResNet
+from bcnet.plugins import import_object
 
 OWN_MODELS: dict[str, Callable[..., nn.Module]] = {
     "channel_bench/mobilenet": MobileNet,
@@ -28,7 +27,7 @@ def build_model(name: str, num_classes: int, *, seed: int = 0, pretrained: bool 
         name: one of our own, ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``.
         num_classes: number of logits, passed on as ``num_classes``.
         seed: of the initial weights.
-        pretrained: load the weights that timm or torchvision publish.
+        pretrained: load the weights that timm or torchvision publish, or those that a factory with an argument of that name loads.
         args: further keyword arguments of the factory.
 
     Raises:
@@ -40,8 +39,8 @@ def build_model(name: str, num_classes: int, *, seed: int = 0, pretrained: bool 
             torch.manual_seed(seed)
             model = factory(num_classes=num_classes, **(args or {}))
     except Exception as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"model {name!r} could not be built with num_classes={num_classes}, {args or {}}: {line}") from error
+        given = f"num_classes={num_classes}, {args or {}}"
+        raise UserError(f"model {name!r} could not be built with {given}: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name!r} is not a torch.nn.Module but {type(model).__name__}")
     return model
@@ -63,7 +62,7 @@ def _find_factory(name: str, pretrained: bool) -> Callable[..., nn.Module]:
     if family == "torchvision" and rest:
         return _torchvision_factory(rest, pretrained)
     if ":" in name:
-        return _user_factory(name)
+        return _user_factory(name, pretrained)
     forms = f"{', '.join(OWN_MODELS)}, timm/NAME, torchvision/NAME or package.module:factory"
     raise UserError(f"unknown model {name!r}: use {forms}")
 
@@ -88,15 +87,14 @@ def _torchvision_factory(name: str, pretrained: bool) -> Callable[..., nn.Module
     return lambda **kwargs: models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs)
 
 
-def _user_factory(name: str) -> Callable[..., nn.Module]:
-    module_name, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"model {name!r}: {error}; expected package.module:factory, importable from here") from error
+def _user_factory(name: str, pretrained: bool) -> Callable[..., nn.Module]:
+    factory = import_object(name, "model")
     if not callable(factory):
-        raise UserError(f"model {name!r}: {attribute} is not callable")
-    found: Callable[..., nn.Module] = factory
-    return found
+        raise UserError(f"model {name!r} is not callable but {type(factory).__name__}")
+    if not pretrained:
+        plain: Callable[..., nn.Module] = factory
+        return plain
+    parameters = inspect.signature(factory).parameters
+    if "pretrained" not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        raise UserError(f"model {name!r} takes no argument 'pretrained': leave model.pretrained=false, or let the factory load weights")
+    return lambda **kwargs: factory(pretrained=True, **kwargs)

@@ -2,51 +2,48 @@
 
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
-from bcnet.benchmark.compare import mean_row, spread
-from bcnet.benchmark.ground_truth import GroundTruth
 from bcnet.report import plots
 from bcnet.report.page import Page, picture, table, text
+from bcnet.results import Comparison, PredictorRow
+from bcnet.truth.compare import mean_row, spread
+from bcnet.truth.ground_truth import GroundTruth
 
 HEADER = ("predictor", "Kendall tau-b", "+-", "Spearman", "Pearson", "regret 25 %", "50 %", "75 %", "passes", "train s")
 
 
-def compare_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+def compare_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """One row per method (mean over seeds) and baseline."""
     rows = []
-    for name, method in found["methods"].items():
-        seeds = method["per_seed"]
-        deviation = f"{spread([s['kendall'] for s in seeds]):.3f}"
-        work = (f"{seeds[0]['passes']:,}", f"{fmean(s['train_seconds'] for s in seeds):.1f}")
+    for name, method in comparison.methods.items():
+        seeds = method.per_seed
+        deviation = f"{spread([seed.kendall for seed in seeds]):.3f}"
+        work = (f"{seeds[0].passes:,}", f"{fmean(seed.train_seconds for seed in seeds):.1f}")
         rows.append((name, *_cells(mean_row(seeds), deviation), *work))
-    rows += [(name, *_cells(row, ""), "", "") for name, row in found["baselines"].items()]
-    ceiling = found["noise_ceiling"]
-    if ceiling is not None:
-        rows.append(("perfect predictor (ceiling)", f"{ceiling:.3f}", *[""] * 8))
+    rows += [(name, *_cells(row, ""), "", "") for name, row in comparison.baselines.items()]
+    if comparison.noise_ceiling is not None:
+        rows.append(("perfect predictor (ceiling)", f"{comparison.noise_ceiling:.3f}", *[""] * 8))
     return rows
 
 
-def _cells(row: dict[str, Any], deviation: str) -> tuple[str, ...]:
-    correlations = (f"{row['kendall']:.3f}", deviation, f"{row['spearman']:.3f}", f"{row['pearson']:.3f}")
-    return (*correlations, *(f"{value:.2f}" for value in row["regret"].values()))
+def _cells(row: PredictorRow, deviation: str) -> tuple[str, ...]:
+    correlations = (f"{row.kendall:.3f}", deviation, f"{row.spearman:.3f}", f"{row.pearson:.3f}")
+    return (*correlations, *(f"{value:.2f}" for value in row.regret.values()))
 
 
-def write_compare_page(folder: Path, found: dict[str, Any], truth: GroundTruth, names: list[str], truth_name: str) -> Path:
+def write_compare_page(folder: Path, comparison: Comparison, truth: GroundTruth, names: list[str], truth_name: str) -> Path:
     """Draw ``compare.png``, ``scatter.png`` and ``counts.png``, write ``index.html``; returns its path."""
-    taus = {name: [seed["kendall"] for seed in method["per_seed"]] for name, method in found["methods"].items()}
-    plots.draw_comparison(
-        folder / "compare.png", taus, {name: row["kendall"] for name, row in found["baselines"].items()}, found["noise_ceiling"]
-    )
-    scores = {name: np.array(method["per_seed"][0]["scores"]) for name, method in found["methods"].items()}
+    plots.draw_comparison(folder / "compare.png", comparison)
+    scores = {name: np.array(method.per_seed[0].scores) for name, method in comparison.methods.items()}
     plots.draw_scatters(folder / "scatter.png", scores, truth.mean)
-    counts = {name: np.array(method["counts"]) for name, method in found["methods"].items()}
-    plots.draw_counts(folder / "counts.png", counts, names)
-    lead = f"{found['num_networks']:,} networks of {truth_name}, {found['num_seeds']} seeds per method, equal passes over the images."
+    plots.draw_counts(folder / "counts.png", {name: method.counts for name, method in comparison.methods.items()}, names)
+    lead = f"{comparison.num_networks:,} networks of {truth_name}, {comparison.num_seeds} seeds per method, equal passes over the images."
     page = Page("bcnet: which training ranks widths best?", lead)
-    page.section("Ranking", table(HEADER, compare_rows(found)), picture(folder / "compare.png", "Kendall tau of methods and baselines"))
+    page.section(
+        "Ranking", table(HEADER, compare_rows(comparison)), picture(folder / "compare.png", "Kendall tau of methods and baselines")
+    )
     words = "Regret is what picking the highest score under a budget loses, in points of accuracy, against the truly best."
     page.section("Score against truth", text(words), picture(folder / "scatter.png", "scatter per method, first seed"))
     page.section("How often every bin was trained", picture(folder / "counts.png", "training counts per bin"))

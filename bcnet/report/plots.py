@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -13,8 +12,10 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bcnet.config import METRIC_NAMES
 from bcnet.files import write_atomic
+from bcnet.results import Comparison, Ranking, SearchRecord
+from bcnet.scoring.metrics import METRICS
+from bcnet.truth.ground_truth import GroundTruth
 
 BLUE, ORANGE, GREY, GREEN = "#2563eb", "#ea580c", "#94a3b8", "#16a34a"
 READABLE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a number that a line may cross
@@ -53,15 +54,16 @@ def draw_training(path: Path, losses: Sequence[float], steps_per_epoch: int, pas
     _save(figure, path)
 
 
-def draw_fairness(path: Path, counts: npt.NDArray[np.int64], names: Sequence[str], title: str) -> None:
+def draw_fairness(path: Path, counts: Sequence[npt.NDArray[np.int64]], names: Sequence[str], title: str) -> None:
     """How often every bin of every group was trained, relative to the mean of its group."""
-    relative = counts / np.maximum(counts.mean(1, keepdims=True), 1)
-    groups, bins = counts.shape
+    groups, bins = len(counts), max(map(len, counts))
+    relative = _padded([own / max(own.mean(), 1) for own in counts])
     figure, axes = plt.subplots(figsize=(min(2.6 + 0.75 * bins, 12), min(1.5 + 0.38 * groups, 14)))
     image = axes.imshow(relative, cmap="coolwarm", vmin=0.5, vmax=1.5, aspect="auto")
     if groups * bins <= 200:
-        for row, column in np.ndindex(*counts.shape):
-            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=8)
+        for row, own in enumerate(counts):
+            for column, count in enumerate(own):
+                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8)
     axes.set_xticks(range(bins), [str(b + 1) for b in range(bins)])
     axes.set_yticks(range(groups) if groups <= 40 else [], names if groups <= 40 else None, fontsize=8)
     axes.set(xlabel="bin, from the left", ylabel="group", title=title)
@@ -70,24 +72,37 @@ def draw_fairness(path: Path, counts: npt.NDArray[np.int64], names: Sequence[str
     _save(figure, path)
 
 
-def draw_search(path: Path, search: dict[str, Any]) -> None:
+def _padded(rows: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Rows of different lengths as one array, NaN where a row has ended."""
+    table = np.full((len(rows), max(map(len, rows))), np.nan)
+    for place, row in zip(table, rows, strict=True):
+        place[: len(row)] = row
+    return table
+
+
+def metric_label(name: str) -> str:
+    """What a score by a metric is called."""
+    return METRICS[name].label if name in METRICS else name
+
+
+def draw_search(path: Path, search: SearchRecord) -> None:
     """Every evaluated width vector (cost against score), and the best score so far."""
-    evaluated = search["evaluated"]
-    cost = search["settings"]["cost"]
-    scale, unit = _unit(max(row[cost] for row in evaluated))
-    x = np.array([row[cost] for row in evaluated]) / scale
-    y = np.array([row["score"] for row in evaluated])
+    evaluated, cost = search.evaluated, search.settings.cost
+    scale, unit = _unit(max(row.costs[cost] for row in evaluated))
+    x = np.array([row.costs[cost] for row in evaluated]) / scale
+    y = np.array([row.score for row in evaluated])
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(3, 2))
     dots = left.scatter(x, y, c=np.arange(len(x)), cmap="viridis", s=14)
     figure.colorbar(dots, ax=left, label="order of evaluation")
-    front = [row for row in evaluated if row["widths"] in set(search["front"])]
-    front.sort(key=lambda row: row[cost])
-    left.step([row[cost] / scale for row in front], [row["score"] for row in front], where="post", color=GREY, label="front")
-    best = search["best"]
-    left.plot(best[cost] / scale, best["score"], marker="*", markersize=15, color=ORANGE, linestyle="", label=f"best {best['widths']}")
-    if search["settings"]["budget_limit"]:
-        left.axvline(search["settings"]["budget_limit"] / scale, color="black", linestyle=":", label="budget")
-    left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=METRIC_NAMES[search["settings"]["metric"]])
+    on_front = set(search.front)
+    front = sorted((row for row in evaluated if row.widths in on_front), key=lambda row: row.costs[cost])
+    left.step([row.costs[cost] / scale for row in front], [row.score for row in front], where="post", color=GREY, label="front")
+    best = search.best
+    left.plot(best.costs[cost] / scale, best.score, marker="*", markersize=15, color=ORANGE, linestyle="", label=f"best {best.widths}")
+    for budget in search.settings.budgets:
+        if budget.cost == cost:
+            left.axvline(budget.limit / scale, color="black", linestyle=":", label="budget")
+    left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=metric_label(search.settings.metric))
     left.set_title(f"{len(evaluated)} width vectors evaluated")
     left.legend(frameon=False, fontsize=8)
     right.plot(np.arange(len(y)) + 1, np.maximum.accumulate(y), color=BLUE)
@@ -124,7 +139,7 @@ def draw_retraining(path: Path, results: dict[str, Sequence[float]]) -> None:
     _save(figure, path)
 
 
-def draw_ranking(path: Path, scores: npt.NDArray[np.float64], truth: Any, ranking: dict[str, Any], title: str) -> None:
+def draw_ranking(path: Path, scores: npt.NDArray[np.float64], truth: GroundTruth, ranking: Ranking, title: str) -> None:
     """Score against ground truth, and Kendall tau beside the baselines and the ceiling."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 2))
     scale, unit = _unit(truth.flops.max())
@@ -176,18 +191,20 @@ def draw_truth(
     _save(figure, path)
 
 
-def draw_comparison(path: Path, taus: dict[str, list[float]], baselines: dict[str, float], ceiling: float | None) -> None:
+def draw_comparison(path: Path, comparison: Comparison) -> None:
     """Kendall tau of methods (bar: mean, dots: seeds) and of baselines, with the noise ceiling."""
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.42 * (len(taus) + len(baselines))))
-    for row, (name, values) in enumerate((taus | {name: [value] for name, value in baselines.items()}).items()):
+    taus = {name: [seed.kendall for seed in method.per_seed] for name, method in comparison.methods.items()}
+    rows = taus | {name: [row.kendall] for name, row in comparison.baselines.items()}
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.42 * len(rows)))
+    for row, (name, values) in enumerate(rows.items()):
         mean = float(np.mean(values))
         axes.barh(row, mean, color=BLUE if name in taus else GREY)
         if name in taus:
             axes.plot(values, [row] * len(values), "o", color=ORANGE, markersize=4)
         axes.text(max(*values, 0) + 0.015, row, f"{mean:.3f}", va="center", fontsize=9, bbox=READABLE, zorder=3)
-    _ceiling_line(axes, ceiling)
-    axes.set_yticks(range(len(taus) + len(baselines)), [*taus, *baselines])
-    axes.set_ylim(len(taus) + len(baselines) - 0.4, -0.95)
+    _ceiling_line(axes, comparison.noise_ceiling)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.4, -0.95)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.0)
     axes.set(xlabel="Kendall tau-b against ground truth", title="Methods (dots: seeds) and baselines")
     _save(figure, path)
@@ -203,27 +220,27 @@ def draw_scatters(path: Path, scores: dict[str, npt.NDArray[np.float64]], accura
     _save(figure, path)
 
 
-def draw_counts(path: Path, counts: dict[str, npt.NDArray[np.int64]], names: Sequence[str]) -> None:
+def draw_counts(path: Path, counts: dict[str, list[list[int]]], names: Sequence[str]) -> None:
     """How often every bin was trained, relative to the mean of its group: a line per group, a panel per method."""
     figure, axes = plt.subplots(1, len(counts), figsize=(3.1 * len(counts), 3), sharey=True, squeeze=False)
-    for axis, (name, table) in zip(axes[0], counts.items(), strict=True):
-        for row, label in zip(table / np.maximum(table.mean(1, keepdims=True), 1), names, strict=True):
-            axis.plot(np.arange(table.shape[1]) + 1, row, "o-", markersize=3, alpha=0.7, label=label)
-        axis.set(xlabel="bin, from the left", title=name, xticks=range(1, table.shape[1] + 1))
+    for axis, (name, of_groups) in zip(axes[0], counts.items(), strict=True):
+        for own, label in zip(of_groups, names, strict=True):
+            axis.plot(np.arange(len(own)) + 1, np.array(own) / max(np.mean(own), 1), "o-", markersize=3, alpha=0.7, label=label)
+        axis.set(xlabel="bin, from the left", title=name, xticks=range(1, max(map(len, of_groups)) + 1))
     axes[0][0].set(ylabel="times trained / mean", ylim=(0, None))
     if len(names) <= 8:
         axes[0][0].legend(frameon=False, fontsize=7)
     _save(figure, path)
 
 
-def _tau_bars(axes: Axes, ranking: dict[str, Any]) -> None:
+def _tau_bars(axes: Axes, ranking: Ranking) -> None:
     names = {"score": "this score", "flops": "FLOPs", "params": "params", "sum_of_widths": "sum of widths"}
     for row, key in enumerate(names):
-        tau = ranking["predictors"][key]["kendall"]
-        value, low, high = (np.nan_to_num(tau[part]) for part in ("value", "low", "high"))
+        tau = ranking.predictors[key].kendall
+        value, low, high = (np.nan_to_num(part) for part in (tau.value, tau.low, tau.high))
         axes.barh(row, value, color=BLUE if key == "score" else GREY, xerr=[[max(0, value - low)], [max(0, high - value)]], capsize=3)
         axes.text(max(high, 0) + 0.02, row, f"{value:.3f}", va="center", fontsize=9, bbox=READABLE, zorder=3)
-    _ceiling_line(axes, ranking["noise_ceiling"])
+    _ceiling_line(axes, ranking.noise_ceiling)
     axes.set_yticks(range(len(names)), list(names.values()))
     axes.set_ylim(len(names) - 0.4, -0.8)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.0)

@@ -3,26 +3,26 @@
 import json
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
 
-from bcnet.config import METRIC_NAMES
+from bcnet.formatting import human
 from bcnet.report import plots
 from bcnet.report.page import Page, details, picture, table, text
 from bcnet.report.ranking_page import correlation_parts
+from bcnet.results import RetrainRecord, SearchRecord
 from bcnet.run import Run
-from bcnet.space.cost import human
+from bcnet.training.fairness import fairness_sentence
 
 
 def write_run_page(run: Run) -> Path:
     """Draw every picture and write ``index.html``; returns its path."""
     config, folder = run.config, run.folder
     page = Page(
-        f"bcnet: {config.train.strategy} on {config.model.name}, {config.data.source}",
+        f"bcnet: {config.train.strategy.name} on {config.model.name}, {config.data.source}",
         f"One weight-sharing supernet; {run.space.summary()}. FLOPs are multiply-adds of one image.",
     )
-    search = _read(folder / "search.json")
+    search = run.search_record()
     if search:
         _add_found(page, run, search)
     _add_retraining(page, run)
@@ -31,33 +31,29 @@ def write_run_page(run: Run) -> Path:
     if search:
         _add_search(page, run, search)
     _add_space(page, run)
-    environment = _read(folder / "environment.json") or {}
     page.section(
         "How it was made",
         details("config", (folder / "config.yaml").read_text(encoding="utf-8")),
-        details("environment", json.dumps(environment, indent=1)),
+        details("environment", json.dumps(run.environment(), indent=1)),
     )
     target = folder / "index.html"
     page.write(target)
     return target
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _add_found(page: Page, run: Run, search: dict[str, Any]) -> None:
-    best = search["best"]
+def _add_found(page: Page, run: Run, search: SearchRecord) -> None:
+    best = search.best
     full = {cost: run.costs.range(cost)[1] for cost in ("flops", "params")}
     channels = {
         "full model": [group.channels for group in run.space.groups],
-        f"found {best['widths']}": run.space.channels(run.space.decode(best["widths"])),
-        "uniform, same FLOPs": run.uniform_channels(best["flops"]),
+        f"found {best.widths}": run.space.channels(run.space.decode(best.widths)),
+        "uniform, same FLOPs": run.experiment.uniform_channels(best.costs["flops"]),
     }
+    flops, params = best.costs["flops"], best.costs["params"]
     words = (
-        f"{best['widths']}: {human(best['flops'])} FLOPs ({best['flops'] / full['flops']:.0%} of the full model), "
-        f"{human(best['params'])} params ({best['params'] / full['params']:.0%}), "
-        f"{METRIC_NAMES[search['settings']['metric']]} {best['score']:.4f}, accuracy in the supernet {best['accuracy']:.2%}."
+        f"{best.widths}: {human(flops)} FLOPs ({flops / full['flops']:.0%} of the full model), "
+        f"{human(params)} params ({params / full['params']:.0%}), "
+        f"{plots.metric_label(search.settings.metric)} {best.score:.4f}, accuracy in the supernet {best.accuracy:.2%}."
     )
     plots.draw_widths(run.folder / "widths.png", [g.name for g in run.space.groups], channels)
     page.section("The width that was found", text(words), picture(run.folder / "widths.png", "channels per group"))
@@ -65,29 +61,29 @@ def _add_found(page: Page, run: Run, search: dict[str, Any]) -> None:
 
 def _add_retraining(page: Page, run: Run) -> None:
     """Every width that was retrained so far, each beside the uniform one of its FLOPs."""
-    found = [_read(path) for path in sorted((run.folder / "retrain").glob("*.json"))]
-    if not found:
+    retrainings = run.retrainings()
+    if not retrainings:
         return
     entries = {}
-    for one in found:
-        entries[one["found"]["widths"]] = one["found"]
-        entries[f"uniform like {one['found']['widths']}"] = one["uniform"]
-    plots.draw_retraining(run.folder / "retraining.png", {name: entry["acc"] for name, entry in entries.items()})
+    for one in retrainings:
+        entries[str(one.found.widths)] = one.found
+        entries[f"uniform like {one.found.widths}"] = one.uniform
+    plots.draw_retraining(run.folder / "retraining.png", {name: entry.acc for name, entry in entries.items()})
     rows = [
-        (name, human(entry["flops"]), human(entry["params"]), len(entry["acc"]), fmean(entry["acc"]), _spread(entry["acc"]))
+        (name, human(entry.flops), human(entry.params), len(entry.acc), fmean(entry.acc), _spread(entry.acc))
         for name, entry in entries.items()
     ]
     header = ("width", "FLOPs", "params", "seeds", "test accuracy [%]", "standard deviation")
-    verdicts = [text(f"{one['found']['widths']}: {verdict(one)}") for one in found]
+    verdicts = [text(f"{one.found.widths}: {verdict(one)}") for one in retrainings]
     page.section("Trained from scratch", *verdicts, table(header, rows), picture(run.folder / "retraining.png", "accuracy per seed"))
 
 
 def _add_ranking(page: Page, run: Run) -> None:
     """What ``bcnet rank`` found, if it was asked."""
-    ranking = _read(run.folder / "ranking.json")
-    if not ranking:
+    ranking = run.ranking()
+    if ranking is None:
         return
-    lead = f"The scores of {ranking['num_networks']:,} width vectors against {ranking['truth']}."
+    lead = f"The scores of {ranking.num_networks:,} width vectors against {ranking.truth}."
     parts = text(lead), *correlation_parts(ranking), picture(run.folder / "ranking.png", "score against ground truth")
     page.section("How far the scores can be trusted", *parts)
 
@@ -96,9 +92,9 @@ def _spread(values: list[float]) -> float | str:
     return round(stdev(values), 2) if len(values) > 1 else "-"
 
 
-def verdict(retrained: dict[str, Any]) -> str:
+def verdict(retrained: RetrainRecord) -> str:
     """One honest sentence on the found width against the uniform one."""
-    found, uniform = retrained["found"]["acc"], retrained["uniform"]["acc"]
+    found, uniform = retrained.found.acc, retrained.uniform.acc
     difference = fmean(found) - fmean(uniform)
     if len(found) < 2:
         return f"One seed: found minus uniform is {difference:+.2f} points; one seed cannot tell whether that is noise."
@@ -111,12 +107,12 @@ def verdict(retrained: dict[str, Any]) -> str:
 
 
 def _add_training(page: Page, run: Run) -> None:
-    trainer = run.trained
+    trainer, strategy = run.trained, run.config.train.strategy.name
     history, counts = trainer.history, trainer.counts
     assert counts is not None
     plots.draw_training(run.folder / "training.png", history.loss, trainer.batches.steps_per_epoch, history.passes)
     names = [group.name for group in run.space.groups]
-    plots.draw_fairness(run.folder / "fairness.png", counts.counts, names, f"Times every bin was trained: {run.strategy.name}")
+    plots.draw_fairness(run.folder / "fairness.png", counts.counts, names, f"Times every bin was trained: {strategy}")
     images = history.passes * trainer.batches.batch_size
     words = (
         f"{trainer.step:,} of {trainer.total_steps:,} steps, {history.passes:,} forward-backward passes over {trainer.batches.batch_size} "
@@ -126,32 +122,28 @@ def _add_training(page: Page, run: Run) -> None:
     page.section("Training", text(words), picture(run.folder / "training.png", "training loss"))
     page.section(
         "Fairness",
-        text(fairness_sentence(run.strategy.name, counts.deviation)),
+        text(fairness_sentence(strategy, counts.deviation)),
         picture(run.folder / "fairness.png", "training counts per bin"),
     )
 
 
-def fairness_sentence(strategy: str, deviation: float) -> str:
-    """What the training counts say."""
-    if deviation == 0:
-        return f"{strategy}: every bin of every group was trained exactly as often as the others of its group."
-    return f"{strategy}: the training counts of the bins differ from the mean of their group by up to {deviation:.1%}."
-
-
-def _add_search(page: Page, run: Run, search: dict[str, Any]) -> None:
+def _add_search(page: Page, run: Run, search: SearchRecord) -> None:
     plots.draw_search(run.folder / "search.png", search)
-    settings = search["settings"]
+    settings = search.settings
+    init = settings.of_algorithm("init")
+    predicted = f"predicted from {settings.additive} " if settings.additive else ""
+    budgets = "".join(f", budget {budget.text}" for budget in settings.budgets)
     words = (
-        f"{settings['algorithm']} ({settings['init']} initial population), {len(search['evaluated']):,} width vectors "
-        f"{'predicted from ' + str(settings['additive']) + ' ' if settings['additive'] else ''}scored"
-        f"{', budget ' + settings['budget'] if settings['budget'] else ''}. Score: {METRIC_NAMES[settings['metric']]} on images "
-        f"held out from training, on the {' and the '.join(run.strategy.sides)}."
+        f"{settings.algorithm}{f' ({init} initial population)' if init else ''}, {len(search.evaluated):,} width vectors {predicted}scored"
+        f"{budgets}. Score: {plots.metric_label(settings.metric)} on images held out from training, on the "
+        f"{' and the '.join(run.experiment.strategy.sides)}."
     )
-    scores = np.array([row["score"] for row in search["evaluated"]])
-    top = sorted(search["evaluated"], key=lambda row: -row["score"])[:10]
-    rows = [(row["widths"], row["score"], f"{row['accuracy']:.2%}", human(row["flops"]), human(row["params"])) for row in top]
+    scores = np.array([row.score for row in search.evaluated])
+    top = sorted(search.evaluated, key=lambda row: -row.score)[:10]
+    names = list(top[0].costs)
+    rows = [(row.widths, row.score, f"{row.accuracy:.2%}", *(human(row.costs[name]) for name in names)) for row in top]
     spread = f"Scores reach from {scores.min():.4f} to {scores.max():.4f}."
-    best = table(("widths", "score", "accuracy", "FLOPs", "params"), rows)
+    best = table(("widths", "score", "accuracy", *(name.replace("flops", "FLOPs") for name in names)), rows)
     page.section("Search", text(words), text(spread), picture(run.folder / "search.png", "search"), best)
 
 

@@ -1,1 +1,9 @@
-"""Scoring and searching width vectors."""
+"""Search for width vectors: every algorithm is a file with one class that takes a problem and gives a result."""
+
+from bcnet.search.evolution import Evolution
+from bcnet.search.problem import SearchAlgorithm, SearchProblem, SearchResult
+from bcnet.search.random import RandomSearch
+
+SEARCH_ALGORITHMS: dict[str, type[SearchAlgorithm]] = {"evolution": Evolution, "random": RandomSearch}
+
+__all__ = ["SEARCH_ALGORITHMS", "SearchAlgorithm", "SearchProblem", "SearchResult"]

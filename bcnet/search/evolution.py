@@ -1,63 +1,58 @@
-"""Search for width vectors: NSGA-II (pymoo) or random sampling, both under a budget, both without repeats.
+"""Evolution: NSGA-II (pymoo) over integer widths, under budgets, without repeats."""
 
-A search is a pure function of its seed and the scores, so a killed search is resumed by running it again: scores that
-are already in the cache cost nothing.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from bcnet.search.prior import Floats, sample_population, shrink_to_budget
-from bcnet.space.cost import Budget, CostTable
-from bcnet.space.widths import Space, Widths
+from bcnet.config import Section
+from bcnet.errors import UserError
+from bcnet.search.prior import expected_losses, sample_population, solve_prior, uniform_prior
+from bcnet.search.problem import SearchAlgorithm, SearchProblem, SearchResult
+from bcnet.space.cost import Budget, shrink_to_budgets
+from bcnet.space.widths import Widths
 
-ScoreMany = Callable[[Sequence[Widths]], dict[Widths, float]]
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found.
-
-    Attributes:
-        scores: every evaluated width vector with its score, in order of evaluation.
-        generations: number of evaluated width vectors after each generation.
-        best: the one of highest score within the budget (of equal scores the cheaper).
-        front: the evaluated width vectors that no other beats in both score and cost, cheapest first.
-    """
-
-    scores: dict[Widths, float]
-    generations: list[int]
-    best: Widths
-    front: list[Widths]
+MOST_IDLE_GENERATIONS = 20
 
 
-def evolve(
-    space: Space,
-    costs: CostTable,
-    score_many: ScoreMany,
-    *,
-    budget: Budget | None,
-    first: Sequence[Widths],
-    population: int,
-    evaluations: int,
-    seed: int,
-    cost: str | None = None,
-) -> SearchResult:
+class Evolution(SearchAlgorithm):
+    """NSGA-II with the prior initial population of BCNet."""
+
+    class Settings(Section):
+        """Settings of ``evolution``."""
+
+        population: int = Field(40, gt=1)
+        """Individuals per generation."""
+        init: Literal["prior", "random"] = "prior"
+        """First generation: from the training's loss records, or random."""
+        objective: Literal["score", "score_and_cost"] = "score"
+        """Best score under the budgets, or a Pareto front of score against the first budget's cost."""
+
+    @staticmethod
+    def search(problem: SearchProblem, settings: Any, rng: np.random.Generator) -> SearchResult:
+        """Draw the first generation, then evolve.
+
+        Raises:
+            UserError: ``init=prior`` without loss records.
+        """
+        probabilities = uniform_prior(problem.space)
+        if settings.init == "prior":
+            if not problem.records:
+                raise UserError("search.init=prior needs the loss records of training, and there are none; use search.init=random")
+            limits = problem.budgets or (Budget(problem.cost, problem.costs.range(problem.cost)[1]),)
+            probabilities = solve_prior(problem.costs, limits, expected_losses(problem.space, problem.records))
+        first = sample_population(problem, probabilities, settings.population, rng)
+        return evolve(problem, first, population=settings.population, with_cost=settings.objective == "score_and_cost")
+
+
+def evolve(problem: SearchProblem, first: list[Widths], *, population: int, with_cost: bool) -> SearchResult:
     """NSGA-II over integer widths.
 
     Args:
-        space: the width space.
-        costs: its costs.
-        score_many: scores of several width vectors, asked for once per generation.
-        budget: no result is above it (law 7).
-        first: the first generation, within the budget.
+        problem: what to search.
+        first: the first generation, within the budgets.
         population: individuals per generation.
-        evaluations: how many different width vectors to score at most.
-        seed: of the search.
-        cost: make it a second objective: the search is for a Pareto front.
+        with_cost: make the cost a second objective: the search is for a Pareto front.
     """
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.problem import Problem
@@ -65,80 +60,52 @@ def evolve(
     from pymoo.operators.mutation.pm import PolynomialMutation
     from pymoo.operators.repair.rounding import RoundingRepair
 
-    problem = Problem(n_var=len(space.groups), n_obj=1 if cost is None else 2, xl=space.min_bins, xu=space.bins, vtype=int)
+    space = problem.space
+    low, high = (np.array(widths, dtype=float) for widths in (space.narrowest, space.full))
+    integers = Problem(n_var=len(space.groups), n_obj=2 if with_cost else 1, xl=low, xu=high, vtype=int)
     algorithm: Any = NSGA2(
         pop_size=population,
         sampling=np.array(first, dtype=int),
         crossover=UniformCrossover(prob=0.9),
         mutation=PolynomialMutation(prob=0.9, prob_var=max(0.1, 1 / len(space.groups)), eta=3, vtype=float, repair=RoundingRepair()),
-        repair=_budget_repair(space, costs, budget, np.random.default_rng(seed)),
+        repair=_budget_repair(problem),
         eliminate_duplicates=True,
     )
-    algorithm.setup(problem, termination=("n_gen", 10**9), seed=seed, verbose=False)
+    algorithm.setup(integers, termination=("n_gen", 10**9), seed=problem.seed, verbose=False)
     scores: dict[Widths, float] = {}
     generations: list[int] = []
     idle = 0
-    while len(scores) < min(evaluations, len(space)) and idle < 20:
+    while len(scores) < min(problem.evaluations, space.size) and idle < MOST_IDLE_GENERATIONS:
         asked = algorithm.ask()
         if asked is None or len(asked) == 0:
             break
         candidates = [tuple(int(k) for k in row) for row in asked.get("X")]
-        new = list(dict.fromkeys(c for c in candidates if c not in scores))[: evaluations - len(scores)]
-        scores.update(score_many(new))
+        new = list(dict.fromkeys(c for c in candidates if c not in scores))[: problem.evaluations - len(scores)]
+        scores.update(problem.score_many(new))
         idle = 0 if new else idle + 1
         if new:
             generations.append(len(scores))
         # the last generation may be cut short by the number of evaluations; what was left out counts as worst
         values = np.array([scores.get(c, -np.inf) for c in candidates])
         objectives = [np.where(np.isfinite(values), -values, 1e30)]
-        if cost is not None:
-            objectives.append(costs.of_widths(candidates, cost).astype(float))
+        if with_cost:
+            objectives.append(problem.costs.of_widths(candidates, problem.cost).astype(float))
         asked.set("F", np.stack(objectives, axis=1))
         algorithm.tell(infills=asked)
-    return summarize(scores, generations, costs, cost or (budget.cost if budget else "flops"))
+    return SearchResult.of_scores(scores, generations, problem)
 
 
-def random_search(
-    space: Space, costs: CostTable, score_many: ScoreMany, *, budget: Budget | None, population: int, evaluations: int, seed: int
-) -> SearchResult:
-    """Score random widths within the budget: the baseline. Arguments as for `evolve`."""
-    rng = np.random.default_rng(seed)
-    wanted = sample_population(space, costs, budget, uniform_prior(space), evaluations, rng, tries=20 * evaluations)
-    scores: dict[Widths, float] = {}
-    generations = []
-    for start in range(0, len(wanted), population):
-        scores.update(score_many(wanted[start : start + population]))
-        generations.append(len(scores))
-    return summarize(scores, generations, costs, budget.cost if budget else "flops")
-
-
-def uniform_prior(space: Space) -> Floats:
-    """The distributions of widths drawn uniformly."""
-    choices = space.bins - space.min_bins + 1
-    return np.full((len(space.groups), choices), 1 / choices)
-
-
-def summarize(scores: dict[Widths, float], generations: list[int], costs: CostTable, cost: str) -> SearchResult:
-    """Best and Pareto front of scored width vectors."""
-    spent = dict(zip(scores, costs.of_widths(list(scores), cost).tolist(), strict=True))
-    ranked = sorted(scores, key=lambda widths: (spent[widths], -scores[widths], widths))
-    front: list[Widths] = []
-    for widths in ranked:
-        if not front or scores[widths] > scores[front[-1]]:
-            front.append(widths)
-    best = max(ranked, key=lambda widths: scores[widths])  # the first of equals, which is the cheapest
-    return SearchResult(scores, generations, best, front)
-
-
-def _budget_repair(space: Space, costs: CostTable, budget: Budget | None, rng: np.random.Generator) -> Any:
-    """A pymoo repair that narrows offspring until they keep the budget."""
+def _budget_repair(problem: SearchProblem) -> Any:
+    """A pymoo repair that narrows offspring until they keep the budgets."""
     from pymoo.core.repair import Repair
 
+    rng = np.random.default_rng(problem.seed)
+
     class BudgetRepair(Repair):  # type: ignore[misc]
-        def _do(self, problem: Any, X: Any, **kwargs: Any) -> Any:
-            if budget is None:
+        def _do(self, _: Any, X: Any, **kwargs: Any) -> Any:
+            if not problem.budgets:
                 return X
-            rows = [shrink_to_budget(space, costs, budget, tuple(int(k) for k in row), rng) for row in X]
+            rows = [shrink_to_budgets(problem.costs, problem.budgets, tuple(int(k) for k in row), rng) for row in X]
             return np.array(rows, dtype=X.dtype)
 
     return BudgetRepair()

@@ -1,88 +1,138 @@
-"""FLOPs and params of width vectors from a table built once: no forward pass, vectorised.
+"""Costs of width vectors from tables built once: no forward pass, vectorised, exact.
 
-FLOPs are multiply-adds of convolutions and linear layers for one image (the field's convention; BN, activations and
-pooling are not counted). Both costs are polynomials of degree two in the channels of the groups,
-``const + linear . c + c . pairs . c``: a convolution costs (its inputs) x (its outputs), a grouped one is linear.
+A cost is a constant plus, for pairs of groups, a table over the widths of the two: a convolution costs (its inputs) x (its
+outputs), a measured latency whatever was measured for a pair. So a cost is looked up, and its expectation under independent
+groups is a sum of ``p_a . T . p_b``.
+
+FLOPs are multiply-adds of convolutions and linear layers for one image (the field's convention; BN, activations and pooling
+are not counted).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bcnet.errors import UserError
-from bcnet.space.widths import Layer, Segment, Space
+from bcnet.formatting import human, parse_number
+from bcnet.space.widths import Layer, Segment, Space, Widths
 
-COSTS = ("flops", "params")
+Table = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Polynomial:
-    """``const + linear . c + c . pairs . c`` over channels ``c``, exact in 64-bit integers.
+class Cost:
+    """What width vectors cost, as tables over pairs of groups.
 
     Attributes:
-        const: term without channels.
-        linear: ``(groups,)``.
-        pairs: ``(groups, groups)``.
+        name: such as ``flops``; what a budget names.
+        unit: what is counted, such as ``multiply-adds of one image``.
+        const: what every network costs.
+        tables: (group a, group b) -> costs ``(K_a + 1, K_b + 1)`` at indices ``[k_a, k_b]``; a group may stand beside itself.
+        of_channels: the cost of channel counts ``(..., groups)`` that need not be choices; ``None`` where only choices were measured.
     """
 
-    const: int
-    linear: npt.NDArray[np.int64]
-    pairs: npt.NDArray[np.int64]
+    name: str
+    unit: str
+    const: float
+    tables: Mapping[tuple[int, int], Table]
+    of_channels: Callable[[npt.NDArray[np.int64]], Table] | None = None
 
-    def __call__(self, channels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Evaluate at channels ``(..., groups)``; returns ``(...)``."""
-        value: npt.NDArray[np.int64] = self.const + channels @ self.linear + ((channels @ self.pairs) * channels).sum(-1)
-        return value
+    @cached_property
+    def _lists(self) -> list[tuple[int, int, list[list[Any]]]]:
+        return [(a, b, table.tolist()) for (a, b), table in self.tables.items()]
 
-    def expectation(self, first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
-        """Exact expectation under independent groups with moments ``E[c]`` and ``E[c * c]``, each ``(groups,)``."""
-        pairs = self.pairs.astype(np.float64)
-        off_diagonal = first @ pairs @ first - (first * first) @ np.diag(pairs)
-        return float(self.const + self.linear @ first + off_diagonal + second @ np.diag(pairs))
-
-
-class CostTable:
-    """FLOPs and params of every width vector of a space.
-
-    Args:
-        space: a traced space, with its layers.
-    """
-
-    def __init__(self, space: Space) -> None:
-        self.space = space
-        self.table = space.channel_table()
-        self.polynomials = {
-            "flops": _polynomial(space, [_flops_terms(layer) for layer in space.layers], 0),
-            "params": _polynomial(space, [_params_terms(layer) for layer in space.layers], space.fixed_params),
-        }
-        self._tables = {cost: _tables(polynomial, self.table) for cost, polynomial in self.polynomials.items()}
-        self._lists = {cost: (const, [(a, b, table.tolist()) for a, b, table in parts]) for cost, (const, parts) in self._tables.items()}
-
-    def of_channels(self, channels: Sequence[int] | npt.NDArray[np.int64], cost: str) -> npt.NDArray[np.int64]:
-        """``flops`` or ``params`` of channel vectors ``(..., groups)``."""
-        return self.polynomials[cost](np.asarray(channels, dtype=np.int64))
-
-    def of_widths(self, widths: Sequence[Sequence[int]] | npt.NDArray[np.int64], cost: str) -> npt.NDArray[np.int64]:
-        """``flops`` or ``params`` of width vectors ``(N, groups)``; returns ``(N,)``."""
-        index = np.ascontiguousarray(np.asarray(widths, dtype=np.int64).reshape(-1, len(self.space.groups)).T)
-        const, parts = self._tables[cost]
-        total = np.full(index.shape[1], const, dtype=np.int64)
-        for a, b, table in parts:
-            total += table[index[a], index[b]]
-        return total
-
-    def one(self, widths: Sequence[int], cost: str) -> int:
-        """``flops`` or ``params`` of one width vector, by table look-ups alone (less than a microsecond)."""
-        if len(widths) != len(self.space.groups):
-            raise ValueError(f"{len(widths)} indices for {len(self.space.groups)} groups")
-        total, parts = self._lists[cost]
-        for a, b, table in parts:
+    def one(self, widths: Sequence[int]) -> Any:
+        """The cost of one width vector, by look-ups alone (less than a microsecond for a small network)."""
+        total = self.const
+        for a, b, table in self._lists:
             total += table[widths[a]][widths[b]]
         return total
 
-    def range(self, cost: str) -> tuple[int, int]:
+    def of_widths(self, index: npt.NDArray[np.int64]) -> Table:
+        """Costs ``(N,)`` of width vectors ``(groups, N)``."""
+        total = np.full(index.shape[1], self.const)
+        for (a, b), table in self.tables.items():
+            total += table[index[a], index[b]]
+        return total
+
+    def expectation(self, probabilities: Sequence[Floats]) -> float:
+        """Exact expectation under independent groups.
+
+        Args:
+            probabilities: for every group those of its indices ``0..K``.
+        """
+        total = float(self.const)
+        for (a, b), table in self.tables.items():
+            p = probabilities[a]
+            total += float(p @ np.diag(table)) if a == b else float(p @ table @ probabilities[b])
+        return total
+
+    def slopes(self, probabilities: Sequence[Floats]) -> list[Floats]:
+        """Derivative of the expectation by every probability, for every group an array ``(K + 1,)``."""
+        slopes = [np.zeros(len(p)) for p in probabilities]
+        for (a, b), table in self.tables.items():
+            if a == b:
+                slopes[a] += np.diag(table)
+            else:
+                slopes[a] += table @ probabilities[b]
+                slopes[b] += probabilities[a] @ table
+        return slopes
+
+
+class CostTable:
+    """All costs of every width vector of a space, by name.
+
+    Args:
+        space: a traced space, with its layers.
+        more: costs beside FLOPs and params.
+
+    Raises:
+        UserError: two costs of one name.
+    """
+
+    def __init__(self, space: Space, more: Sequence[Cost] = ()) -> None:
+        self.space = space
+        self.costs = {cost.name: cost for cost in (flops(space), params(space), *more)}
+        if len(self.costs) < 2 + len(more):
+            raise UserError(f"two costs have the same name: {', '.join(['flops', 'params', *(cost.name for cost in more)])}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the costs; ``flops`` and ``params`` are the first two."""
+        return tuple(self.costs)
+
+    def of_channels(self, channels: Sequence[int] | npt.NDArray[np.int64], cost: str) -> Table:
+        """A cost of channel vectors ``(..., groups)``, which need not be choices.
+
+        Raises:
+            UserError: the cost is known for choices only.
+        """
+        count = self.costs[cost].of_channels
+        if count is None:
+            raise UserError(f"{cost} is known for the choices of the groups only, not for channels {list(channels)}")
+        return count(np.asarray(channels, dtype=np.int64))
+
+    def of_widths(self, widths: Sequence[Sequence[int]] | npt.NDArray[np.int64], cost: str) -> Table:
+        """A cost of width vectors ``(N, groups)``; returns ``(N,)``."""
+        index = np.ascontiguousarray(np.asarray(widths, dtype=np.int64).reshape(-1, len(self.space.groups)).T)
+        return self.costs[cost].of_widths(index)
+
+    def one(self, widths: Sequence[int], cost: str) -> Any:
+        """A cost of one width vector."""
+        if len(widths) != len(self.space.groups):
+            raise ValueError(f"{len(widths)} indices for {len(self.space.groups)} groups")
+        return self.costs[cost].one(widths)
+
+    def all_of(self, widths: Sequence[int]) -> dict[str, Any]:
+        """Every cost of one width vector, by name."""
+        return {name: self.one(widths, name) for name in self.costs}
+
+    def range(self, cost: str) -> tuple[Any, Any]:
         """Cost of the narrowest and of the full width vector: the reachable range."""
         return self.one(self.space.narrowest, cost), self.one(self.space.full, cost)
 
@@ -92,12 +142,14 @@ class Budget:
     """An upper limit on one cost.
 
     Attributes:
-        cost: ``flops`` or ``params``.
-        limit: largest allowed value (multiply-adds of one image, or parameters).
+        cost: its name, such as ``flops``.
+        limit: largest allowed value, in the cost's unit.
+        text: as it was asked for.
     """
 
     cost: str
-    limit: int
+    limit: float
+    text: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.cost} <= {human(self.limit)}"
@@ -110,41 +162,63 @@ class Budget:
             UserError: unknown cost, no number, or a limit that no width vector can keep.
         """
         name, _, value = text.partition("=")
-        name = name.strip()
-        if name not in COSTS or not value:
-            raise UserError(f"budget {text!r} is not COST=VALUE with COST one of {', '.join(COSTS)}, e.g. flops=150M or flops=0.5")
+        name, value = name.strip(), value.strip()
+        if name not in costs.names or not value:
+            raise UserError(f"budget {text!r} is not COST=VALUE with COST one of {', '.join(costs.names)}, e.g. flops=150M or flops=0.5")
         low, high = costs.range(name)
-        limit = parse_number(value.strip(), f"budget {text!r}")
-        if limit <= 1 and not value.strip().isdigit():
-            limit *= high
+        limit = limit_of(value, high, f"budget {text!r}")
         if limit < low:
             reach = f"{human(low)} to {human(high)} ({low / high:.3f} to 1 of the full model)"
             raise UserError(f"budget {text!r} cannot be met: {name} of this space reach from {reach}")
-        return Budget(name, int(limit))
+        return Budget(name, int(limit) if isinstance(high, int) else limit, text)
 
 
-def parse_number(text: str, where: str) -> float:
-    """Read ``150M``, ``2.5G``, ``0.5`` or ``1e6``; a unit is one of k, M, G, T.
+def limit_of(value: str, full: float, where: str) -> float:
+    """The number that a budget's value means: itself, or a fraction of the full model's cost where it is written as one.
 
     Raises:
         UserError: not a positive number.
     """
-    scale = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}.get(text[-1:].lower(), 0.0)
-    try:
-        number = float(text[:-1] if scale else text) * (scale or 1.0)
-    except ValueError:
-        number = float("nan")
-    if not 0 < number < float("inf"):
-        raise UserError(f"{where}: {text!r} is not a positive number such as 150M, 2.5G or 0.5")
-    return number
+    limit = parse_number(value, where)
+    return limit * full if limit <= 1 and not value.isdigit() else limit
 
 
-def human(value: float) -> str:
-    """A count with a unit: ``122.9M``."""
-    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= scale:
-            return f"{value / scale:.4g}{unit}"
-    return f"{value:.4g}"
+def parse_budgets(texts: Sequence[str], costs: CostTable) -> tuple[Budget, ...]:
+    """Budgets that must hold together.
+
+    Raises:
+        UserError: one cannot be read or met, or two are of one cost.
+    """
+    budgets = tuple(Budget.parse(text, costs) for text in texts)
+    if len({budget.cost for budget in budgets}) < len(budgets):
+        raise UserError(f"two budgets of one cost: {', '.join(texts)}; give each cost one limit")
+    return budgets
+
+
+def keeps(costs: CostTable, budgets: Sequence[Budget], widths: Sequence[int]) -> bool:
+    """Whether a width vector keeps all budgets."""
+    return all(costs.one(widths, budget.cost) <= budget.limit for budget in budgets)
+
+
+def shrink_to_budgets(costs: CostTable, budgets: Sequence[Budget], widths: Sequence[int], rng: np.random.Generator) -> Widths:
+    """Take one bin after another from random groups until the widths keep the budgets, as the narrowest do."""
+    smallest, current = costs.space.narrowest, list(widths)
+    while not keeps(costs, budgets, current):
+        current[rng.choice([place for place, k in enumerate(current) if k > smallest[place]])] -= 1
+    return tuple(current)
+
+
+# FLOPs and params ------------------------------------------------------------------------------------------------------
+
+
+def flops(space: Space) -> Cost:
+    """Multiply-adds of convolutions and linear layers for one image."""
+    return _counted("flops", "multiply-adds of one image", space, [(layer, _flops_terms(layer)) for layer in space.layers], 0)
+
+
+def params(space: Space) -> Cost:
+    """Parameters of the plain network."""
+    return _counted("params", "parameters", space, [(layer, _params_terms(layer)) for layer in space.layers], space.fixed_params)
 
 
 # A term is (coefficient, group or None, group or None): the coefficient times the channels of the groups it names.
@@ -177,30 +251,71 @@ def _weight_terms(layer: Layer, times: int) -> list[_Term]:
 _ONE = Segment(None, 1)
 
 
-def _polynomial(space: Space, terms_of_layers: list[list[_Term]], const: int) -> Polynomial:
-    linear = np.zeros(len(space.groups), dtype=np.int64)
-    pairs = np.zeros((len(space.groups),) * 2, dtype=np.int64)
-    for coefficient, left, right in (term for terms in terms_of_layers for term in terms):
-        if left is not None and right is not None:
-            pairs[left, right] += coefficient
-        elif left is None and right is None:
-            const += coefficient
-        else:
-            linear[left if right is None else right] += coefficient
-    return Polynomial(const, linear, pairs)
+@dataclass(frozen=True)
+class _Polynomial:
+    """``const + linear . c + c . pairs . c`` over channels ``c``, exact in 64-bit integers."""
+
+    const: int
+    linear: npt.NDArray[np.int64]
+    pairs: npt.NDArray[np.int64]
+
+    @classmethod
+    def of_terms(cls, groups: int, terms: Sequence[_Term], const: int = 0) -> "_Polynomial":
+        linear, pairs = np.zeros(groups, dtype=np.int64), np.zeros((groups, groups), dtype=np.int64)
+        for coefficient, left, right in terms:
+            if left is not None and right is not None:
+                pairs[left, right] += coefficient
+            elif left is None and right is None:
+                const += coefficient
+            else:
+                linear[left if right is None else right] += coefficient
+        return cls(const, linear, pairs)
+
+    def __call__(self, channels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        value: npt.NDArray[np.int64] = self.const + channels @ self.linear + ((channels @ self.pairs) * channels).sum(-1)
+        return value
+
+    def tables(self, counts: Sequence[npt.NDArray[np.int64]]) -> dict[tuple[int, int], npt.NDArray[np.int64]]:
+        """Tables for pairs of groups; what a group costs alone stands in one of its pairs."""
+        both = self.pairs + self.pairs.T
+        tables = {(int(a), int(b)): both[a, b] * np.outer(counts[a], counts[b]) for a, b in np.argwhere(np.triu(both, 1))}
+        for group, own in enumerate(counts):
+            alone = self.linear[group] * own + self.pairs[group, group] * own**2
+            pair = next((pair for pair in tables if group in pair), (group, group))
+            table = tables.setdefault(pair, np.zeros((len(own), len(own)), dtype=np.int64))
+            table += alone[:, None] if pair[0] == group else alone
+        return tables
 
 
-_Tables = tuple[int, list[tuple[int, int, npt.NDArray[np.int64]]]]
+def _counted(name: str, unit: str, space: Space, terms_of_layers: Sequence[tuple[Layer, list[_Term]]], const: int) -> Cost:
+    """A cost from the terms of every layer; layers that are skipped at equal widths count where they are not."""
+    number = len(space.groups)
+    counts = [np.array(row, dtype=np.int64) for row in space.channel_table()]
+    always = _Polynomial.of_terms(number, [term for layer, terms in terms_of_layers for term in terms if not layer.skipped_if_equal], const)
+    optional = [(layer.skipped_if_equal, _Polynomial.of_terms(number, terms)) for layer, terms in terms_of_layers if layer.skipped_if_equal]
+
+    def of_channels(channels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        value = always(channels)
+        for (inputs, outputs), polynomial in optional:
+            value = value + np.where(_entries(inputs, channels) != _entries(outputs, channels), polynomial(channels), 0)
+        return value
+
+    tables = always.tables(counts)
+    fixed = always.const
+    for (inputs, outputs), polynomial in optional:
+        touched = sorted({segment.group for segment in (inputs, outputs) if segment.group is not None})
+        if touched:
+            a, b = touched[0], touched[-1]
+            table = tables.setdefault((a, b), np.zeros((len(counts[a]), len(counts[b])), dtype=np.int64))
+            channels = np.zeros((*table.shape, number), dtype=np.int64)
+            channels[..., b] = counts[b]
+            channels[..., a] = counts[a][:, None]
+            table += np.where(_entries(inputs, channels) != _entries(outputs, channels), polynomial(channels), 0)
+        elif inputs.entries(()) != outputs.entries(()):
+            fixed += polynomial.const
+    return Cost(name, unit, fixed, tables, of_channels)
 
 
-def _tables(polynomial: Polynomial, channels: npt.NDArray[np.int64]) -> _Tables:
-    """The constant, and a table of costs ``(K, K)`` for pairs of groups; what one group costs alone stands in one of its pairs."""
-    both = polynomial.pairs + polynomial.pairs.T
-    squares = np.diag(polynomial.pairs)
-    alone = polynomial.linear[:, None] * channels + squares[:, None] * channels**2
-    tables = {(int(a), int(b)): both[a, b] * np.outer(channels[a], channels[b]) for a, b in np.argwhere(np.triu(both, 1))}
-    for group, costs in enumerate(alone):
-        pair = next((pair for pair in tables if group in pair), (group, (group + 1) % len(alone)))
-        table = tables.setdefault(pair, np.zeros((channels.shape[1],) * 2, dtype=np.int64))
-        table += costs[:, None] if pair[0] == group else costs
-    return polynomial.const, [(a, b, table) for (a, b), table in tables.items()]
+def _entries(segment: Segment, channels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    own = np.full(channels.shape[:-1], segment.channels) if segment.group is None else channels[..., segment.group]
+    return own * segment.repeat

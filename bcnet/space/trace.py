@@ -11,23 +11,26 @@ import io
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from math import lcm, prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bcnet.errors import UserError
+from bcnet.errors import UserError, first_line
+from bcnet.models.shortcut import IdentityOr, shortcut_of
 from bcnet.space.widths import Group, Layer, Segment, Space
 
 SLICED_TYPES = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
 _Entry = tuple[str, int]  # (dimension such as "blocks.0.conv1:out", position in it)
 _Class = dict[str, list[int]]  # tied entries: dimension -> positions in it
 # Torch-Pruning operations that hand on whole channels; any other keeps its groups at full width.
-_TRANSPARENT_OPS = ("_ElementWiseOp", "_ConcatOp", "_ReshapeOp", "_OutputOp")
+_TRANSPARENT_OPS = ("_ElementWiseOp", "_ConcatOp", "_ReshapeOp")
+OUTPUTS = "the outputs of the model"
 
 
 class _Classes:
@@ -55,7 +58,37 @@ class _Classes:
         return list(members.values())
 
 
-def trace(model: nn.Module, input_shape: tuple[int, ...], *, bins: int = 4, min_bins: int = 1, divisor: int | None = None) -> Space:
+@dataclass(frozen=True)
+class Choices:
+    """How the groups of a model get their choices.
+
+    Attributes:
+        bins: equal bins ``K`` per group.
+        min_bins: smallest width index ``k_min``.
+        divisor: channel counts are multiples of it in every group whose full count is one.
+        lists: pattern -> channel counts, ascending, for the groups with a layer of that name; later patterns win over earlier ones.
+        exclude: patterns of layers whose groups stay whole.
+
+    A pattern is a module's name, in which ``*`` stands for any characters: ``blocks.*.conv1``; it means all layers in that module.
+    """
+
+    bins: int = 4
+    min_bins: int = 1
+    divisor: int | None = None
+    lists: Mapping[str, Sequence[int]] | None = None
+    exclude: Sequence[str] = ()
+
+
+def trace(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    bins: int = 4,
+    min_bins: int = 1,
+    divisor: int | None = None,
+    choices: Mapping[str, Sequence[int]] | None = None,
+    exclude: Sequence[str] = (),
+) -> Space:
     """Find the width space of a model.
 
     Input channels and class logits are never searched. Groups that touch a layer which cannot be sliced (layer norms,
@@ -64,30 +97,43 @@ def trace(model: nn.Module, input_shape: tuple[int, ...], *, bins: int = 4, min_
     Args:
         model: any CNN; it is not changed.
         input_shape: ``(C, H, W)`` of one image.
-        bins: bins ``K`` per group.
+        bins: equal bins ``K`` per group.
         min_bins: smallest width index ``k_min``.
         divisor: channel counts are multiples of it in every group whose full count is one.
+        choices: pattern of layer names -> channel counts, for groups that are not to be cut into equal bins; see `Choices`.
+        exclude: patterns of layers whose groups stay whole.
 
     Raises:
-        UserError: the model cannot be run or traced, or nothing in it can be searched.
+        UserError: the model cannot be run or traced, nothing in it can be searched, or a pattern means no group.
     """
+    rules = Choices(bins, min_bins, divisor, choices, exclude)
     model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if isinstance(module, IdentityOr):
+            module.forced = False  # so that the layers of its body are seen
     modules: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, SLICED_TYPES)}
     positions = _output_positions(model, modules, input_shape)
     used = {name: modules[name] for name in positions}
     sizes = _dimension_sizes(used)
     classes, frozen = _tie_channels(model, used, sizes, input_shape)
-    runs, fixed = _split_into_runs(classes.members(), frozen, sizes, bins)
-    units = [_unit(run, used, divisor) for run in runs]
-    groups = tuple(_group(run, unit, used) for run, unit in zip(runs, units, strict=True))
+    runs, fixed = _split_into_runs(classes.members(), frozen, sizes)
+    searched, groups = [], []
+    for run in runs:
+        group = _group(run, used, rules)
+        if isinstance(group, Group):
+            searched.append(run)
+            groups.append(group)
+        else:
+            fixed.update(dict.fromkeys(run.places, group))
+    _refuse_idle_patterns(rules, groups, fixed)
     if not groups:
         raise UserError(f"{type(model).__name__} has no group of channels that can be searched")
-    segments = _segments(runs, sizes)
-    layers = tuple(_describe(name, module, positions[name], segments) for name, module in used.items())
+    segments = _segments(searched, sizes)
+    layers = _mark_optional(model, [_describe(name, module, positions[name], segments) for name, module in used.items()])
     notes = tuple((dim.removesuffix(":out"), why) for dim, why in fixed.items() if dim.endswith(":out"))
     held = sum(p.numel() for module in used.values() for p in (module.weight, module.bias) if p is not None)
     total = sum(p.numel() for p in model.parameters())
-    return Space(groups, bins, min_bins, layers, notes, total - held)
+    return Space(tuple(groups), layers, notes, total - held)
 
 
 def _output_positions(model: nn.Module, modules: dict[str, Any], input_shape: tuple[int, ...]) -> dict[str, int]:
@@ -160,6 +206,8 @@ def _tie_channels(
                 dim = f"{names[id(target.module)]}:{'in' if is_in else 'out'}"
                 for root, position in pairs:
                     classes.union((out, root), (dim, position))
+            elif type(target.module).__name__ == "_OutputOp":
+                frozen.setdefault(out, OUTPUTS)
             elif type(target.module).__name__ not in _TRANSPARENT_OPS and _has_channels(target.module):
                 frozen.setdefault(out, f"its channels pass through {_kind(target)}")
     return classes, frozen
@@ -216,9 +264,10 @@ class _Run:
     places: dict[str, tuple[int, int]]
 
 
-def _split_into_runs(members: list[_Class], frozen: dict[str, str], sizes: dict[str, int], bins: int) -> tuple[list[_Run], dict[str, str]]:
+def _split_into_runs(members: list[_Class], frozen: dict[str, str], sizes: dict[str, int]) -> tuple[list[_Run], dict[str, str]]:
     """Sort the classes into runs that can be searched and dimensions that are fixed, with the reason."""
     order = {dim: number for number, dim in enumerate(sizes)}
+    last = [dim for dim in sizes if dim.endswith(":out")][-1]
     by_dims: dict[tuple[str, ...], list[_Class]] = defaultdict(list)
     for places in members:
         by_dims[tuple(sorted(places, key=order.__getitem__))].append(places)
@@ -227,10 +276,8 @@ def _split_into_runs(members: list[_Class], frozen: dict[str, str], sizes: dict[
         tied.sort(key=lambda places: places[dims[-1]])
         run = _Run(len(tied), {dim: (tied[0][dim][0], len(tied[0][dim])) for dim in dims})
         reason = next((frozen[dim] for dim in dims if dim in frozen), None)
-        if not any(dim.endswith(":in") for dim in dims):
-            reason = "the outputs of the model"
-        elif reason is None and len(tied) < bins:
-            reason = f"{len(tied)} channels, fewer than {bins} bins"
+        if reason is None and not any(dim.endswith(":in") for dim in dims):
+            reason = OUTPUTS if last in dims else "no layer that can be sliced reads its channels"
         elif reason is None and not all(_is_consecutive([places[dim] for places in tied]) for dim in dims):
             reason = "its channels are reordered on the way"
         if reason is None:
@@ -251,33 +298,93 @@ def _channels_per_group(module: nn.Module) -> int:
     return module.in_channels // module.groups if isinstance(module, nn.Conv2d) and module.groups > 1 else 0
 
 
-def _unit(run: _Run, modules: dict[str, Any], divisor: int | None) -> int:
-    names = (dim.removesuffix(":out") for dim in run.places if dim.endswith(":out"))
+def _group(run: _Run, modules: dict[str, Any], rules: Choices) -> Group | str:
+    """The group of a run, or the reason why it stays whole."""
+    names = [dim.removesuffix(":out") for dim in run.places if dim.endswith(":out")]
+    makers = tuple(name for name in names if not isinstance(modules[name], nn.modules.batchnorm._BatchNorm))
     unit = lcm(*(_channels_per_group(modules[name]) or 1 for name in names))
-    if divisor and run.channels % lcm(unit, divisor) == 0:
-        unit = lcm(unit, divisor)
+    if any(_means(pattern, makers) for pattern in rules.exclude):
+        return "excluded"
+    patterns = [pattern for pattern in rules.lists or () if _means(pattern, makers)]
+    if patterns:
+        return _listed_group(makers, run.channels, unit, (rules.lists or {})[patterns[-1]], patterns[-1])
+    if run.channels < rules.bins:
+        return f"{run.channels} channels, fewer than {rules.bins} bins"
+    if rules.divisor and run.channels % lcm(unit, rules.divisor) == 0:
+        unit = lcm(unit, rules.divisor)
     if run.channels % unit:
         where = next(iter(run.places)).rpartition(":")[0]
         raise UserError(f"{where}: {run.channels} channels cannot be cut into the groups of {unit} that a grouped convolution wants")
-    return unit
+    group = Group.of_bins(makers[0], run.channels, bins=rules.bins, min_bins=rules.min_bins, unit=unit, layers=makers)
+    return group if group.bins > 1 or rules.bins == 1 else f"{run.channels} channels are one choice only in multiples of {unit}"
 
 
-def _group(run: _Run, unit: int, modules: dict[str, Any]) -> Group:
-    names = [dim.removesuffix(":out") for dim in run.places if dim.endswith(":out")]
-    makers = [name for name in names if not isinstance(modules[name], nn.modules.batchnorm._BatchNorm)]
-    return Group(makers[0], run.channels, unit, tuple(makers))
+def _listed_group(makers: tuple[str, ...], channels: int, unit: int, counts: Sequence[int], pattern: str) -> Group:
+    """A group with choices of its own.
+
+    Raises:
+        UserError: the list is not ascending, or its counts do not fit the model.
+    """
+    where = f"space.groups[{pattern!r}] of {makers[0]}"
+    if not counts or counts[-1] != channels:
+        raise UserError(f"{where}: the choices {list(counts)} must end with the {channels} channels of the model")
+    if any(count % unit for count in counts):
+        raise UserError(f"{where}: the choices {list(counts)} must be multiples of {unit}, which a grouped convolution wants")
+    return Group(makers[0], tuple(counts), 1, unit, makers)
+
+
+def _means(pattern: str, names: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for name in names)
+
+
+def _refuse_idle_patterns(rules: Choices, groups: Sequence[Group], fixed: Mapping[str, str]) -> None:
+    """A pattern that means no group is a mistake.
+
+    Raises:
+        UserError: naming it and the groups that there are.
+    """
+    searched = [layer for group in groups for layer in group.layers]
+    excluded = [dim.rpartition(":")[0] for dim, why in fixed.items() if why == "excluded"]
+    idle = [pattern for pattern in rules.lists or () if not _means(pattern, searched + excluded)]
+    idle += [pattern for pattern in rules.exclude if not _means(pattern, excluded)]
+    if idle:
+        names = ", ".join(group.name for group in groups[:6])
+        raise UserError(f"space: the pattern {idle[0]!r} means no group that can be searched; groups here: {names}")
+
+
+def _mark_optional(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Say of the layers inside an `IdentityOr` when they are not part of the network.
+
+    Raises:
+        UserError: one has channels of its own.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    marked = []
+    for layer in layers:
+        shortcut = shortcut_of(model, layer.name)
+        if shortcut is None or shortcut[1].stride > 1:
+            marked.append(layer)
+            continue
+        name = shortcut[0]
+        inside = [one for one in layers if one.name.startswith(f"{name}.")]
+        ends = [by_name[one.name].inputs for one in inside[:1]] + [by_name[one.name].outputs for one in inside[-1:]]
+        own = {segment for one in inside for segment in (*one.inputs, *one.outputs)}
+        if any(len(end) != 1 for end in ends) or not own <= {end[0] for end in ends}:
+            raise UserError(f"{layer.name}: a layer inside {name} (IdentityOr) has channels of its own; it may only map input to output")
+        marked.append(replace(layer, skipped_if_equal=(ends[0][0], ends[1][0])))
+    return tuple(marked)
 
 
 def _segments(runs: list[_Run], sizes: dict[str, int]) -> dict[str, tuple[Segment, ...]]:
     """What every dimension is made of; entries of no group become fixed segments."""
-    found: dict[str, list[tuple[int, Segment]]] = {dim: [] for dim in sizes}
+    placed: dict[str, list[tuple[int, Segment]]] = {dim: [] for dim in sizes}
     for number, run in enumerate(runs):
         for dim, (start, repeat) in run.places.items():
-            found[dim].append((start, Segment(number, run.channels, repeat)))
+            placed[dim].append((start, Segment(number, run.channels, repeat)))
     segments = {}
     for dim, size in sizes.items():
         parts, end = [], 0
-        for start, segment in [*sorted(found[dim], key=lambda part: part[0]), (size, None)]:
+        for start, segment in [*sorted(placed[dim], key=lambda part: part[0]), (size, None)]:
             if start > end:
                 parts.append(Segment(None, start - end))
             if segment is not None:
@@ -304,8 +411,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for a message of one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from bcnet.runtime import autocast
+from bcnet.machine import autocast
 from bcnet.supernet.layers import BATCH_NORM
 
 

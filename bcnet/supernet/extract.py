@@ -6,9 +6,10 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import nn
 
-from bcnet.errors import UserError
+from bcnet.errors import UserError, first_line
 from bcnet.files import read_json, write_atomic, write_json
 from bcnet.models.factory import build_model
+from bcnet.models.shortcut import drop_unused_bodies
 
 FORMAT = "bcnet-network-1"
 WEIGHTS, DESCRIPTION = "network.safetensors", "network.json"
@@ -56,15 +57,19 @@ def load_network(folder: Path, model: nn.Module | None = None) -> tuple[nn.Modul
     try:
         tensors = load_file(folder / WEIGHTS)
     except Exception as error:  # safetensors raises its own type, which it does not export to type checkers
-        raise UserError(f"{folder / WEIGHTS}: missing or damaged ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{folder / WEIGHTS}: missing or damaged ({first_line(error)})") from error
+    for name, sizes in description["layers"].items():
+        try:
+            module = model.get_submodule(name)
+        except AttributeError as error:
+            raise UserError(f"{folder}: is of another model than {type(model).__name__}, which has no layer {name!r}") from error
+        for key, value in sizes.items():
+            setattr(module, key, value)
+    drop_unused_bodies(model, description["layers"])
     wanted = set(model.state_dict())
     if wanted != set(tensors):
         odd = sorted(wanted ^ set(tensors))
         raise UserError(f"{folder}: is of another model than {type(model).__name__}: {len(odd)} tensors differ, first {odd[0]!r}")
-    for name, sizes in description["layers"].items():
-        module = model.get_submodule(name)
-        for key, value in sizes.items():
-            setattr(module, key, value)
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)

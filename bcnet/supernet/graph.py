@@ -4,12 +4,17 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from bcnet.models.shortcut import IdentityOr
+
 
 class _Tracer(fx.Tracer):
-    """ReLUs count as operations whatever their class: one that BN does already must stay one that does nothing."""
+    """What changes with the active subnet is an operation as a whole.
+
+    So are ReLUs, whatever their class: one that BN does already must stay one that does nothing.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return hasattr(m, "slices") or isinstance(m, nn.ReLU) or super().is_leaf_module(m, module_qualified_name)
+        return hasattr(m, "slices") or isinstance(m, nn.ReLU | IdentityOr) or super().is_leaf_module(m, module_qualified_name)
 
 
 def operations(net: nn.Module) -> fx.Graph:
@@ -28,14 +33,14 @@ def norms_before_relu(net: nn.Module) -> list[tuple[str, str | None]]:
     except Exception:  # a network that torch.fx cannot follow: nothing is known of it
         return []
     calls = [str(node.target) for node in nodes if node.op == "call_module"]
-    found: list[tuple[str, str | None]] = []
+    pairs: list[tuple[str, str | None]] = []
     for node in nodes:
         if node.op != "call_module" or calls.count(str(node.target)) > 1 or len(node.users) != 1:
             continue
         (reader,) = node.users
         name = str(reader.target)
         if reader.op == "call_module" and type(net.get_submodule(name)) is nn.ReLU:
-            found.append((str(node.target), name if calls.count(name) == 1 else None))
+            pairs.append((str(node.target), name if calls.count(name) == 1 else None))
         elif reader.target in (F.relu, torch.relu, "relu", "relu_"):
-            found.append((str(node.target), None))
-    return found
+            pairs.append((str(node.target), None))
+    return pairs

@@ -8,20 +8,19 @@ of torch, timm or the user runs unchanged, and subclasses such as ``BatchNormAct
 import copy
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from bcnet.space.widths import Layer, Segment
-from bcnet.supernet.depthwise import can_speed_up, depthwise_conv2d
-from bcnet.supernet.fused_norm import batch_norm, can_fuse, normalize
+from bcnet.kernels.batch_norm import batch_norm
+from bcnet.kernels.depthwise import depthwise_conv2d
+from bcnet.models.shortcut import drop_unused_bodies
+from bcnet.space.widths import Layer, Segment, Side
 from bcnet.supernet.graph import norms_before_relu
 
-Side = Literal["left", "right"]
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
+RUNNING = ("running_mean", "running_var")
 
 
 class Slices:
@@ -30,17 +29,11 @@ class Slices:
     Args:
         layer: how the layer is made of groups.
         totals: channels of every group in the supernet.
-
-    Attributes:
-        in_place: whether a backward pass adds the gradients of slices to ``parameter.grad`` where they belong. Autograd by itself
-            makes a full-size tensor of zeros for every slice and dimension and adds all of them up: the same numbers by many more
-            kernels, but also for ``torch.autograd.grad``.
     """
 
     def __init__(self, layer: Layer, totals: Sequence[int]) -> None:
         self.layer = layer
         self.totals = tuple(totals)
-        self.in_place = False
         self.select(self.totals, "left")
 
     @property
@@ -77,26 +70,25 @@ class Slices:
 
     def of_outputs(self, tensor: Tensor | None) -> Tensor | None:
         """The active part of a per-output vector ``(O,)``."""
-        return None if tensor is None else _cut(tensor, [self.outputs], self.in_place)
+        return None if tensor is None else _take(tensor, [self.outputs])
+
+    def put_outputs(self, tensor: Tensor, values: Tensor) -> None:
+        """Write the active part of a per-output vector ``(O,)``."""
+        offset = 0
+        for start, stop in self.outputs:
+            tensor[start:stop] = values[offset : offset + stop - start]
+            offset += stop - start
 
     def of_weight(self, tensor: Tensor) -> Tensor:
         """The active part of a weight ``(O, I, ...)``; a grouped convolution has no input part to take."""
-        return _cut(tensor, [self.outputs] if self.layer.channels_per_group else [self.outputs, self.inputs], self.in_place)
+        return _take(tensor, [self.outputs] if self.layer.channels_per_group else [self.outputs, self.inputs])
 
 
 _Ranges = list[tuple[int, int]]
 
 
-def _cut(tensor: Tensor, ranges: Sequence[_Ranges], in_place: bool) -> Tensor:
-    """The given ranges of the first dimensions; ``in_place``: see `Slices`."""
-    some = any(_narrowed(tensor, dim, part) for dim, part in enumerate(ranges)) and all(len(part) == 1 for part in ranges)
-    if some and in_place and tensor.is_leaf and tensor.requires_grad and torch.is_grad_enabled():
-        cut: Tensor = _Slice.apply(tensor, ranges)  # type: ignore[no-untyped-call]
-        return cut
-    return _take(tensor, ranges)
-
-
 def _take(tensor: Tensor, ranges: Sequence[_Ranges]) -> Tensor:
+    """The given ranges of the first dimensions."""
     for dim, part in enumerate(ranges):
         if _narrowed(tensor, dim, part):
             pieces = [tensor.narrow(dim, start, stop - start) for start, stop in part]
@@ -106,30 +98,6 @@ def _take(tensor: Tensor, ranges: Sequence[_Ranges]) -> Tensor:
 
 def _narrowed(tensor: Tensor, dim: int, ranges: _Ranges) -> bool:
     return ranges != [(0, tensor.shape[dim])]
-
-
-class _Slice(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, ranges: Sequence[_Ranges]) -> Tensor:
-        ctx.parameter, ctx.ranges = parameter, ranges
-        return _view(parameter, ranges)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[None, None]:
-        if ctx.parameter.grad is None:
-            ctx.parameter.grad = torch.zeros_like(ctx.parameter)
-        _view(ctx.parameter.grad, ctx.ranges).add_(grads[0])
-        return None, None
-
-
-def _view(tensor: Tensor, ranges: Sequence[_Ranges]) -> Tensor:
-    """One range of each of the first dimensions, by one operation."""
-    shape, offset = list(tensor.shape), tensor.storage_offset()
-    for dim, ((start, stop),) in enumerate(ranges):
-        shape[dim] = stop - start
-        offset += start * tensor.stride(dim)
-    return tensor.as_strided(shape, tensor.stride(), offset)
 
 
 def make_slimmable(module: nn.Module, layer: Layer, totals: Sequence[int]) -> None:
@@ -152,7 +120,10 @@ def fuse_relus(net: nn.Module) -> None:
 
 
 class _SkippedReLU(nn.ReLU):
-    """A ReLU that has nothing left to do when the BN layer before it did it (a second time would change nothing)."""
+    """A ReLU that has nothing left to do when the BN layer before it did it: a second time would change nothing, and takes time.
+
+    Skipping it made scoring 9 % faster on an AMD EPYC (benchmarks/results/speed_amd_epyc_2026-11-20.md).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.norm[0].rectified else super().forward(x)  # type: ignore[index,union-attr]
@@ -183,6 +154,7 @@ def make_plain(net: nn.Module) -> nn.Module:
         elif isinstance(module, _SkippedReLU):
             module.__class__ = nn.ReLU  # type: ignore[assignment]
             del module.norm
+    drop_unused_bodies(plain)
     return plain
 
 
@@ -193,13 +165,16 @@ def _slimmable_class(plain: type[nn.Module]) -> type[nn.Module]:
     members: dict[str, Any] = {"bias": _vector("bias")}
     if issubclass(plain, nn.Conv2d):
         sizes = {"in_channels": _num_inputs, "out_channels": _num_outputs, "groups": lambda module: module.slices.groups}
-        members |= {"weight": _weight(), "_conv_forward": _conv_forward(plain)}
+        members |= {"weight": _weight()}
+        if plain._conv_forward is nn.Conv2d._conv_forward:
+            members |= {"_conv_forward": _conv_forward}
     elif issubclass(plain, nn.Linear):
         sizes = {"in_features": _num_inputs, "out_features": _num_outputs}
         members |= {"weight": _weight()}
     elif issubclass(plain, BATCH_NORM):
         sizes = {"num_features": _num_outputs}
-        members |= {name: _vector(name) for name in ("weight", "running_mean", "running_var")}
+        members |= {"weight": _vector("weight")} | {name: _vector(name) for name in RUNNING}
+        members |= {"__call__": _norm_call(plain), "write_statistics": _write_statistics, "reset_running_stats": _reset_statistics}
         if plain.forward is nn.BatchNorm2d.forward:
             members |= {"forward": _norm_forward(plain), "before_relu": False, "rectified": False}
     else:
@@ -223,6 +198,8 @@ def _weight() -> property:
 
 def _vector(name: str) -> property:
     def read(module: Any) -> Tensor | None:
+        if name in module.__dict__.get("gathered", ()):
+            return module.gathered[name]  # type: ignore[no-any-return]
         store = module._parameters if name in module._parameters else module._buffers
         part: Tensor | None = module.slices.of_outputs(store[name])
         return part
@@ -230,70 +207,68 @@ def _vector(name: str) -> property:
     return property(read)
 
 
+def _norm_call(plain: type[nn.Module]) -> Callable[..., Any]:
+    """A call after which running statistics are where they belong, also when the active channels are not one range.
+
+    Of several ranges (behind a concatenation) reading gives a copy; what the call writes into that is put back.
+    """
+
+    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        if len(self.slices.outputs) == 1 or self._buffers["running_mean"] is None:
+            return plain.__call__(self, *arguments, **keywords)
+        self.gathered = {name: getattr(self, name) for name in RUNNING}
+        try:
+            result = plain.__call__(self, *arguments, **keywords)
+        finally:
+            gathered = self.__dict__.pop("gathered")
+        if self.training and self.track_running_stats:
+            self.write_statistics(*gathered.values())
+        return result
+
+    return call
+
+
+def _write_statistics(norm: Any, mean: Tensor, var: Tensor) -> None:
+    """Set the running statistics of the active channels, ``(C,)`` each."""
+    for name, values in zip(RUNNING, (mean, var), strict=True):
+        norm.slices.put_outputs(norm._buffers[name], values)
+
+
+def _reset_statistics(norm: Any) -> None:
+    """Forget the running statistics of the active channels."""
+    if norm._buffers["running_mean"] is not None:
+        mean = torch.zeros_like(norm.running_mean)
+        norm.write_statistics(mean, torch.ones_like(mean))
+        norm.num_batches_tracked.zero_()
+
+
 def _norm_forward(plain: type[nn.Module]) -> Callable[..., Tensor]:
     """``BatchNorm2d.forward`` by the fused kernel where it runs, with the ReLU behind it; else by PyTorch."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        batch_statistics = self.training or self._buffers["running_mean"] is None
-        self.rectified = can_fuse(x) and (batch_statistics or not torch.is_grad_enabled())
-        if not self.rectified:
-            out: Tensor = plain.forward(self, x)
-            return out
-        self.rectified = relu = self.before_relu
-        if not batch_statistics:
-            return normalize(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps, relu=relu)
-        out, statistics = batch_norm(x, self.weight, self.bias, self.eps, relu=relu)
-        if self.training and self.track_running_stats:
-            self.num_batches_tracked.add_(1)
-            factor = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-            count = x.numel() / x.shape[1]
-            self.running_mean.lerp_(statistics[0], factor)
-            self.running_var.lerp_(statistics[1] * (count / (count - 1)), factor)
-        return out
+        out = _fused_norm(self, x) if x.device.type == "cpu" else None
+        self.rectified = out is not None and self.before_relu
+        return plain.forward(self, x) if out is None else out
 
     return forward
 
 
-def _conv_forward(plain: type[nn.Conv2d]) -> Callable[..., Tensor]:
-    """``Conv2d._conv_forward`` that takes a faster way to the same numbers where there is one.
-
-    That is the case in training on the CPU, for depthwise convolutions: a kernel does their backward pass. Where it does
-    not run, strided ones in bf16 are computed at stride 1 and subsampled, which is about eight times faster than PyTorch's.
-    """
-
-    def forward(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        depthwise = self.slices.layer.channels_per_group == 1
-        out: Tensor
-        if not depthwise or x.device.type != "cpu" or not torch.is_grad_enabled():
-            out = plain._conv_forward(self, x, weight, bias)
-            return out
-        bf16 = torch.is_autocast_enabled("cpu")
-        if bf16:
-            dtype = torch.get_autocast_dtype("cpu")
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        if can_speed_up(self, x):
-            return depthwise_conv2d(x, weight, bias, self.stride[0], self.padding[0])
-        if not bf16 or max(self.stride) == 1 or self.padding_mode != "zeros":
-            out = plain._conv_forward(self, x, weight, bias)
-            return out
-        out = F.conv2d(x, weight, bias, 1, self.padding, self.dilation, self.groups)
-        out = _Subsample.apply(out, *self.stride)  # type: ignore[no-untyped-call]
-        return out
-
-    return forward
+def _fused_norm(norm: Any, x: Tensor) -> Tensor | None:
+    """The kernel's result, ReLU included; ``None`` where it does not run. Which statistics: as in ``BatchNorm2d.forward``."""
+    training = norm.training or norm._buffers["running_mean"] is None
+    tracks = norm.training and norm.track_running_stats
+    running = (norm.running_mean, norm.running_var) if tracks or not training else (None, None)
+    batches = norm.num_batches_tracked if tracks else None
+    momentum = 1 / (batches.item() + 1) if norm.momentum is None and batches is not None else norm.momentum or 0.0
+    out = batch_norm(x, norm.weight, norm.bias, *running, training=training, momentum=momentum, eps=norm.eps, relu=norm.before_relu)
+    if out is not None and batches is not None:
+        batches.add_(1)
+    return out
 
 
-class _Subsample(torch.autograd.Function):
-    """Every n-th row and m-th column, in channels_last order both ways (slicing would hand back gradients in another)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: int, columns: int) -> Tensor:
-        ctx.shape, ctx.steps = x.shape, (rows, columns)
-        return x[..., ::rows, ::columns].contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        grad = torch.empty(ctx.shape, dtype=grads[0].dtype, memory_format=torch.channels_last).zero_()
-        grad[..., :: ctx.steps[0], :: ctx.steps[1]] = grads[0]
-        return grad, None, None
+def _conv_forward(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``Conv2d._conv_forward`` with a faster way for depthwise convolutions."""
+    if self.slices.layer.channels_per_group == 1 and self.padding_mode == "zeros":
+        return depthwise_conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+    out: Tensor = nn.Conv2d._conv_forward(self, x, weight, bias)
+    return out

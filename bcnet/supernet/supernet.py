@@ -1,14 +1,13 @@
 """The weight-sharing supernet: one network that holds the parameters of every subnet."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bcnet.space.widths import Segment, Space, Widths
-from bcnet.supernet.layers import BATCH_NORM, Side, Slices, fuse_relus, make_plain, make_slimmable
+from bcnet.space.widths import Segment, Side, Space, Widths
+from bcnet.supernet.layers import BATCH_NORM, Slices, fuse_relus, make_plain, make_slimmable
 
 
 class Supernet(nn.Module):
@@ -30,8 +29,7 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self.wide = wide
-        self.bins = space.bins + space.min_bins if wide else space.bins
-        self.channel_table = space.channel_table(self.bins).tolist()
+        self.channel_table = space.channel_table(wide)
         totals = [row[-1] for row in self.channel_table]
         self.net = copy.deepcopy(model)
         make_sliceable(self.net, space, totals, torch.Generator().manual_seed(seed))
@@ -47,18 +45,6 @@ class Supernet(nn.Module):
         self.active: tuple[Widths, Side] = tuple(widths), side
         channels = [row[k] for row, k in zip(self.channel_table, widths, strict=True)]
         set_active_channels(self.net, channels, side)
-
-    @contextmanager
-    def gradients_in_place(self) -> Iterator[None]:
-        """In it, forward passes are prepared for the faster ``backward()`` of a training loop; see `Slices`."""
-        all_slices = [module.slices for module in self.net.modules() if isinstance(getattr(module, "slices", None), Slices)]
-        for slices in all_slices:
-            slices.in_place = True  # type: ignore[union-attr]
-        try:
-            yield
-        finally:
-            for slices in all_slices:
-                slices.in_place = False  # type: ignore[union-attr]
 
     def get_active_subnet(self) -> nn.Module:
         """The active subnet as a plain module with ordinary layers and names; it shares nothing with the supernet."""
@@ -99,9 +85,9 @@ def narrow(model: nn.Module, space: Space, channels: Sequence[int]) -> nn.Module
             scales[layer.name] = (slices.num_full_inputs / slices.num_inputs) ** 0.5
     net = make_plain(net)
     with torch.no_grad():
-        for name, scale in scales.items():
-            for parameter in net.get_submodule(name).parameters(recurse=False):
-                parameter.mul_(scale)
+        for name, module in net.named_modules():  # without the layers of shortcuts that are the identity at these channels
+            for parameter in module.parameters(recurse=False):
+                parameter.mul_(scales.get(name, 1.0))
     return net
 
 

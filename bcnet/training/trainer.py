@@ -1,7 +1,9 @@
 """The one training loop: supernets by any strategy and plain networks alike, in one process or under torchrun."""
 
+import inspect
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,25 +20,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bcnet.config import RecipeConfig
-from bcnet.data.batches import TrainBatches
-from bcnet.errors import UserError
+from bcnet.data.interfaces import TrainSource
+from bcnet.distributed import agree, process_rank, world_size
+from bcnet.errors import Interrupted, UserError, first_line
 from bcnet.files import remove_leftovers
+from bcnet.machine import autocast, seed_dropout
+from bcnet.models.shortcut import IdentityOr
 from bcnet.progress import ProgressBar
-from bcnet.runtime import STREAM_STEP, autocast, derive_seed, rank, seed_dropout, world_size
+from bcnet.seeds import STREAM_STEP, derive_seed
 from bcnet.supernet.supernet import Supernet
 from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
+from bcnet.training.fairness import TrainingCounts
 from bcnet.training.records import LossRecords
-from bcnet.training.strategies import Pass, TrainingCounts, plain_passes
+from bcnet.training.strategies.base import Pass, plain_passes
 
-FLUSH_STEPS = 20  # steps between two looks at the losses, which wait for the device
-
-
-class Interrupted(Exception):
-    """Training was asked to stop (Ctrl-C, SIGTERM); its state is saved. ``signal`` is the number."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.signal = signal_number
+FLUSH_STEPS = 20  # steps between two looks at the losses, which wait for the device; then, too, processes agree on what to do
 
 
 @dataclass
@@ -75,7 +73,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        batches: TrainBatches,
+        batches: TrainSource,
         recipe: RecipeConfig,
         *,
         device: torch.device,
@@ -96,11 +94,12 @@ class Trainer:
         self.optimizer = _make_optimizer(model, recipe)
         self.warmup_steps = min(round(recipe.warmup_epochs * batches.steps_per_epoch), self.total_steps - 1)
         self.ema = _make_ema(model, recipe.ema_decay)
-        self.counts = TrainingCounts(len(model.space.groups), model.bins) if isinstance(model, Supernet) else None
+        self.counts = TrainingCounts(model.space.groups, model.wide) if isinstance(model, Supernet) else None
         self.history = History()
         self.step = 0
         self._pending: list[tuple[list[Pass], list[Tensor]]] = []
         self._stop_signal = 0
+        self._resumed, self._announced = False, None  # what a checkpoint said of its next step
 
     @property
     def trained(self) -> nn.Module:
@@ -112,24 +111,19 @@ class Trainer:
 
         Raises:
             Interrupted: a signal asked to stop; the state was saved first.
-            UserError: the loss became NaN or infinite; the last good checkpoint stays. Or the steps so far made another number of
-                passes than these would.
+            UserError: the loss became NaN or infinite; the last good checkpoint stays. Or the next step would train other subnets
+                than those it was going to train when the checkpoint was written.
         """
         last = self.total_steps if until_step is None else min(until_step, self.total_steps)
-        per_step = len(self.passes(self.step))
-        if self.step < last and self.history.passes != self.step * per_step:
-            raise UserError(
-                f"{self.checkpoint}: {self.history.passes:,} passes in {self.step:,} steps, where a step now makes {per_step}: "
-                "begun by another version of bcnet; choose another folder"
-            )
-        if self.checkpoint is not None and rank() == 0:
+        if self.step < last:
+            self._refuse_other_steps()
+        if self.checkpoint is not None and process_rank() == 0:
             remove_leftovers(self.checkpoint)
-        replica = DistributedDataParallel(self.model, broadcast_buffers=False) if world_size() > 1 else None
+        replica = _replicate(self.model) if world_size() > 1 else None
         done_before, seconds_before = self.step, self.history.seconds
         started = saved = time.monotonic()
         bar = ProgressBar(self.label, self.total_steps, self.step)
-        in_place = self.model.gradients_in_place() if isinstance(self.model, Supernet) else nullcontext()
-        with self._catch_signals(), bar, _own_random_state(self.device), in_place:
+        with self._catch_signals(), bar, _own_random_state(self.device):
             while self.step < last:
                 self._train_step(replica)
                 self.step += 1
@@ -139,19 +133,40 @@ class Trainer:
                     self._flush()
                     rate = (self.step - done_before) * self.batches.batch_size / (now - started)
                     bar.update(self.step, f"loss {mean(self.history.loss[-FLUSH_STEPS:]):.3f}, {rate:,.0f} images/s")
-                if self._must_stop():
+                must_stop, must_save = self._agree(now - saved >= self.checkpoint_seconds)
+                if must_stop:
                     self.save()
                     where = f"; saved at step {self.step} of {self.total_steps}, continue with --resume" if self.checkpoint else ""
                     raise Interrupted(f"stopped by {signal.Signals(self._stop_signal).name}{where}", self._stop_signal)
-                if now - saved >= self.checkpoint_seconds:
+                if must_save:
                     self.save()
                     saved = time.monotonic()
         self.save()
 
+    def _agree(self, wants_to_save: bool) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save. Each process has its own clock and signals, so they decide together, now and then."""
+        if world_size() > 1 and self.step % FLUSH_STEPS:
+            return False, False
+        self._stop_signal, save = agree([self._stop_signal, int(wants_to_save)], self.device)
+        return self._stop_signal != 0, bool(save)
+
+    def _refuse_other_steps(self) -> None:
+        """Raise if the steps so far were made by other passes than those to come."""
+        ahead = self.passes(self.step)
+        if self._announced is not None:
+            is_other = self._announced != repr(ahead)
+        else:  # a checkpoint of 0.1 does not say what it was going to train; its steps all had as many passes
+            is_other = self._resumed and self.history.passes != self.step * len(ahead)
+        if is_other:
+            raise UserError(
+                f"{self.checkpoint}: step {self.step} would train other subnets than when it was saved: begun by another version of "
+                "bcnet or of the strategy; choose another folder"
+            )
+
     def _train_step(self, replica: DistributedDataParallel | None) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * cosine_with_warmup(self.step, self.warmup_steps, self.total_steps)
-        seed_dropout(derive_seed(self.seed, STREAM_STEP, self.step * world_size() + rank()), self.device)
+        seed_dropout(derive_seed(self.seed, STREAM_STEP, self.step * world_size() + process_rank()), self.device)
         images, labels = self.batches.batch(self.step)
         passes = self.passes(self.step)
         self.optimizer.zero_grad(set_to_none=False)
@@ -221,11 +236,12 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint, if there is a file for it (rank 0 only)."""
         self._flush()
-        if self.checkpoint is None or rank() != 0:
+        if self.checkpoint is None or process_rank() != 0:
             return
         state: dict[str, Any] = {
             "identity": self.identity,
             "step": self.step,
+            "next_passes": repr(self.passes(self.step)),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": vars(self.history) | {"loss": torch.tensor(self.history.loss, dtype=torch.float64)},
@@ -233,7 +249,7 @@ class Trainer:
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         if self.counts is not None:
-            state["counts"] = torch.from_numpy(self.counts.counts)
+            state["counts"] = [torch.from_numpy(own.copy()) for own in self.counts.counts]
         if self.records is not None:
             state["records"] = self.records.to_list()
         save_checkpoint(self.checkpoint, state)
@@ -254,24 +270,15 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
+            if self.counts is not None:
+                self.counts.restore([own.cpu().numpy() for own in state["counts"]])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"{self.checkpoint}: does not fit this model: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{self.checkpoint}: does not fit this model: {first_line(error)}") from error
         self.step, self.history = state["step"], History(**state["history"] | {"loss": state["history"]["loss"].tolist()})
-        if self.counts is not None:
-            self.counts.counts = state["counts"].cpu().numpy()
+        self._resumed, self._announced = True, state.get("next_passes")
         if self.records is not None:
             self.records = LossRecords.from_list(self.records.most, state["records"])
         return True
-
-    def _must_stop(self) -> bool:
-        if world_size() == 1:
-            return self._stop_signal != 0
-        if self.step % FLUSH_STEPS:
-            return False  # the ranks agree on it together, now and then
-        flag = torch.tensor([self._stop_signal], device=self.device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        self._stop_signal = int(flag)
-        return self._stop_signal != 0
 
     @contextmanager
     def _catch_signals(self) -> Iterator[None]:
@@ -281,6 +288,8 @@ class Trainer:
             if self._stop_signal and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._stop_signal = number
+            if process_rank() == 0:
+                print("\nbcnet: stopping after this step; Ctrl-C once more stops at once", file=sys.stderr, flush=True)
 
         try:
             before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -311,6 +320,16 @@ def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int) -> float:
 
 def _make_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
     return None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def _replicate(model: nn.Module) -> DistributedDataParallel:
+    """The model as one of several that average their gradients; BN statistics stay each process's own."""
+    sync = (
+        "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers"
+    )
+    has_optional_layers = any(isinstance(module, IdentityOr) for module in model.modules())
+    options: dict[str, Any] = {sync: False, "find_unused_parameters": has_optional_layers}
+    return DistributedDataParallel(model, **options)
 
 
 def _no_sync(replica: DistributedDataParallel | None, more_passes: bool) -> AbstractContextManager[Any]:

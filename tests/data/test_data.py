@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from bcnet.config import DataConfig
-from bcnet.data.batches import EvalBatches, Normalize, TrainBatches, load_data
+from bcnet.data.load import load_data
+from bcnet.data.resident import TrainBatches
 from bcnet.data.sources import ImageSet, balanced_split, load_source
 from bcnet.errors import UserError
 
@@ -25,21 +26,21 @@ def image_folder(tmp_path):
 
 def batches(images, **more):
     data = load_data(DataConfig(), 0, CPU)
-    return TrainBatches(images or data.train, Normalize(data, CPU), batch_size=more.pop("batch_size", 32), **more)
+    return TrainBatches(images or data.parts["train"], data.normalize, batch_size=more.pop("batch_size", 32), **more)
 
 
 def test_digits_are_split_evenly_and_apart():
     data = load_data(DataConfig(num_val=300), 0, CPU)
-    assert (len(data.train), len(data.val), len(data.test), len(data.full_train)) == (697, 300, 800, 997)
+    assert [data.num_images(part) for part in ("train", "val", "test", "full_train")] == [697, 300, 800, 997]
     assert data.input_shape == (1, 8, 8)
-    parts = [set(part.index.tolist()) for part in (data.train, data.val, data.test)]
+    parts = [set(part.index.tolist()) for part in map(data.parts.get, ("train", "val", "test"))]
     assert len(set.union(*parts)) == 1797
-    for part in (data.val, data.test):
+    for part in (data.parts["val"], data.parts["test"]):
         counts = torch.bincount(part.labels[part.index])
         assert counts.max() - counts.min() <= 1
     other = load_data(DataConfig(num_val=300), 1, CPU)
-    assert not torch.equal(other.val.index, data.val.index)
-    assert torch.equal(other.test.index, data.test.index)
+    assert not torch.equal(other.parts["val"].index, data.parts["val"].index)
+    assert torch.equal(other.parts["test"].index, data.parts["test"].index)
 
 
 def test_a_split_is_balanced_also_when_classes_are_not():
@@ -94,14 +95,14 @@ def _both(crop):
 
 def test_normalised_images_have_zero_mean_and_unit_variance():
     data = load_data(DataConfig(num_val=0), 0, CPU)
-    images = torch.cat([images for images, _ in EvalBatches(data.full_train, Normalize(data, CPU), 100)])
+    images = torch.cat([images for images, _ in data.eval_batches("full_train", 100)])
     assert images.mean().abs() < 1e-3
     assert images.std() == pytest.approx(1, abs=1e-3)
 
 
 def test_evaluation_images_are_fixed_and_may_be_fewer():
     data = load_data(DataConfig(), 0, CPU)
-    fewer = EvalBatches(data.val, Normalize(data, CPU), 64, 100)
+    fewer = data.eval_batches("val", 64, 100)
     sizes = [len(labels) for _, labels in fewer]
     assert sizes == [64, 36]
     assert len(fewer) == 100
@@ -131,9 +132,8 @@ def test_images_too_large_for_the_device_stay_in_the_file(image_folder):
     config = DataConfig(source="imagefolder", root=image_folder, num_val=4, image_size=8)
     resident = load_data(config, 0, CPU)
     mapped = load_data(config.model_copy(update={"resident_gib": 0.0}), 0, CPU)
-    normalize = Normalize(resident, CPU)
     for step in range(3):
-        pair = [TrainBatches(d.train, normalize, batch_size=4, pad=1, flip=True).batch(step) for d in (resident, mapped)]
+        pair = [TrainBatches(d.parts["train"], resident.normalize, batch_size=4, pad=1, flip=True).batch(step) for d in (resident, mapped)]
         assert torch.equal(pair[0][0], pair[1][0])
     assert resident.input_shape == (3, 8, 8)
 

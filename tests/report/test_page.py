@@ -4,6 +4,7 @@ import pytest
 
 from bcnet.report.page import Page, details, picture, table, text
 from bcnet.report.run_page import verdict, write_run_page
+from bcnet.results import RetrainedWidth, RetrainRecord
 
 
 class Outline(HTMLParser):
@@ -42,7 +43,7 @@ def test_the_page_of_a_run_needs_nothing_from_outside(run):
     before = read(write_run_page(run))
     assert "Fairness" in before.headings
     run.search("flops=0.5")
-    best = run.search("flops=0.5")["best"]["widths"]
+    best = run.search("flops=0.5").best.widths
     run.retrain(run.space.decode(best), [0, 1])
     after = read(write_run_page(run))
     assert len(after.sources) == 5
@@ -60,4 +61,5 @@ def test_the_page_of_a_run_needs_nothing_from_outside(run):
     ],
 )
 def test_the_verdict_says_what_the_numbers_say(found, uniform, words):
-    assert words in verdict({"found": {"acc": found}, "uniform": {"acc": uniform}})
+    networks = (RetrainedWidth(channels=[8], acc=acc, seeds=list(range(len(acc))), flops=1, params=1) for acc in (found, uniform))
+    assert words in verdict(RetrainRecord(**dict(zip(("found", "uniform"), networks, strict=True))))

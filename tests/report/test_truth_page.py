@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from bcnet.benchmark.ground_truth import load_ground_truth
 from bcnet.report.truth_page import describe_truth, write_truth_page
+from bcnet.truth.ground_truth import load_ground_truth
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -16,9 +16,9 @@ def test_a_truth_is_described_and_drawn(tmp_path, seeds):
     (tmp_path / "truth.json").write_text(json.dumps(tree))
     truth = load_ground_truth(tmp_path / "truth.json")
     summary = describe_truth(truth)
-    assert summary["flops"] == {"min": 100, "max": 1600}
-    assert summary["best"][-1]["best"] == "44"
-    assert len(summary["noise_ceiling"]) == (seeds if seeds > 1 else 0)
-    assert sorted(summary["noise_ceiling"]) == summary["noise_ceiling"]
+    assert summary.flops == (100, 1600)
+    assert summary.best[-1].best == "44"
+    assert len(summary.noise_ceiling) == (seeds if seeds > 1 else 0)
+    assert sorted(summary.noise_ceiling) == summary.noise_ceiling
     page = write_truth_page(tmp_path, truth, summary, "truth.json")
     assert page.read_text().count("data:image/png;base64,") == 1

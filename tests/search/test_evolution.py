@@ -1,9 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bcnet.models.channel_bench import MobileNet
-from bcnet.search.evolution import evolve, random_search, uniform_prior
-from bcnet.search.prior import sample_population
+from bcnet.search import SEARCH_ALGORITHMS, SearchProblem
 from bcnet.space.cost import Budget, CostTable
 from bcnet.space.trace import trace
 
@@ -24,22 +25,18 @@ class Scores:
         return {w: float(np.dot(np.sqrt(w), [3, 1, 1, 2, 4, 2, 1])) for w in widths}
 
 
-def start(costs, budget, size=20, seed=0):
-    return sample_population(costs.space, costs, budget, uniform_prior(costs.space), size, np.random.default_rng(seed))
-
-
-def run(costs, budget, scores, *, algorithm="evolution", evaluations=200, seed=0, **more):
-    if algorithm == "random":
-        return random_search(costs.space, costs, scores, budget=budget, population=20, evaluations=evaluations, seed=seed)
-    first = start(costs, budget)
-    return evolve(costs.space, costs, scores, budget=budget, first=first, population=20, evaluations=evaluations, seed=seed, **more)
+def run(costs, budgets, scores, *, algorithm="evolution", evaluations=200, seed=0, **settings):
+    chosen = SEARCH_ALGORITHMS[algorithm]
+    size = {"batch_size": 20} if algorithm == "random" else {"population": 20, "init": "random"}
+    problem = SearchProblem(costs.space, costs, scores, evaluations, tuple(Budget.parse(text, costs) for text in budgets), seed)
+    return chosen.search(problem, chosen.Settings(**size, **settings), np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("algorithm", ["evolution", "random"])
 @pytest.mark.parametrize("limit", ["flops=0.08", "flops=0.5", "params=0.3"])
 def test_nothing_breaks_the_budget_and_nothing_is_scored_twice(costs, algorithm, limit):
     budget, scores = Budget.parse(limit, costs), Scores()
-    result = run(costs, budget, scores, algorithm=algorithm)
+    result = run(costs, [limit], scores, algorithm=algorithm)
     assert len(scores.asked) == len(set(scores.asked)) == len(result.scores) <= 200
     assert (costs.of_widths(list(result.scores), budget.cost) <= budget.limit).all()
     assert result.scores[result.best] == max(result.scores.values())
@@ -53,20 +50,19 @@ def test_evolution_comes_close_to_the_best_of_the_whole_space(costs):
     truth = Scores()(allowed)
     ranks = []
     for seed in range(3):
-        best = run(costs, budget, Scores(), evaluations=600, seed=seed).best
+        best = run(costs, ["flops=0.5"], Scores(), evaluations=600, seed=seed).best
         ranks.append(sum(score > truth[best] for score in truth.values()))
     assert max(ranks) < len(allowed) // 200
 
 
 def test_the_same_seed_is_the_same_search(costs):
-    budget = Budget.parse("flops=0.5", costs)
-    one, other, third = (run(costs, budget, Scores(), seed=seed) for seed in (4, 4, 5))
+    one, other, third = (run(costs, ["flops=0.5"], Scores(), seed=seed) for seed in (4, 4, 5))
     assert list(one.scores) == list(other.scores)
     assert list(one.scores) != list(third.scores)
 
 
 def test_the_front_is_what_no_other_beats_in_both(costs):
-    result = run(costs, None, Scores(), cost="flops")
+    result = run(costs, [], Scores(), objective="score_and_cost")
     spent = dict(zip(result.scores, costs.of_widths(list(result.scores), "flops"), strict=True))
     for widths, score in result.scores.items():
         beaten = any(
@@ -80,6 +76,6 @@ def test_the_front_is_what_no_other_beats_in_both(costs):
 def test_a_small_space_is_searched_whole_and_ends(costs):
     from bcnet.space.widths import Space
 
-    space = Space(costs.space.groups, bins=4, min_bins=4, layers=costs.space.layers)
-    result = run(CostTable(space), None, Scores(), evaluations=50)
+    space = Space(tuple(replace(group, smallest=4) for group in costs.space.groups), costs.space.layers)
+    result = run(CostTable(space), [], Scores(), evaluations=50)
     assert list(result.scores) == [space.full]

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from bcnet.models.channel_bench import MobileNet
-from bcnet.search.prior import expected_losses, sample_population, shrink_to_budget, solve_prior
-from bcnet.space.cost import Budget, CostTable
+from bcnet.search.prior import expected_losses, sample_population, solve_prior
+from bcnet.search.problem import SearchProblem
+from bcnet.space.cost import Budget, CostTable, shrink_to_budgets
 from bcnet.space.trace import trace
 
 
@@ -31,16 +32,18 @@ def test_the_prior_meets_the_budget_in_expectation_and_beats_uniform_choices(cos
     space = costs.space
     losses = expected_losses(space, random_records(space, 300))
     budget = Budget(cost, int(share * costs.range(cost)[1]))
-    p = solve_prior(space, costs, budget, losses)
-    channels = costs.table[:, 1:].astype(float)
-    expected = costs.polynomials[cost].expectation((p * channels).sum(1), (p * channels**2).sum(1))
+    p = solve_prior(costs, [budget], losses)
+
+    def expectation(distributions):
+        return costs.costs[cost].expectation([np.concatenate([[0.0], row]) for row in distributions])
+
     assert p.min() >= 0
     np.testing.assert_allclose(p.sum(1), 1)
-    assert expected == pytest.approx(budget.limit, rel=1e-3)
+    assert expectation(p) == pytest.approx(budget.limit, rel=1e-3)
     rng = np.random.default_rng(1)
     for _ in range(200):  # no random distributions with the same expected cost have a lower expected loss
         q = rng.dirichlet(np.full(4, 0.5), size=7)
-        if costs.polynomials[cost].expectation((q * channels).sum(1), (q * channels**2).sum(1)) <= budget.limit:
+        if expectation(q) <= budget.limit:
             assert (p * losses).sum() <= (q * losses).sum() + 1e-6
 
 
@@ -48,11 +51,12 @@ def test_the_prior_meets_the_budget_in_expectation_and_beats_uniform_choices(cos
 def test_a_population_is_different_and_within_the_budget(costs, limit):
     space = costs.space
     budget = Budget.parse(limit, costs)
-    p = solve_prior(space, costs, budget, expected_losses(space, random_records(space, 300)))
-    found = sample_population(space, costs, budget, p, 40, np.random.default_rng(0))
-    assert 1 <= len(found) == len(set(found)) <= 40
-    assert (costs.of_widths(found, "flops") <= budget.limit).all()
-    assert found == sample_population(space, costs, budget, p, 40, np.random.default_rng(0))
+    p = solve_prior(costs, [budget], expected_losses(space, random_records(space, 300)))
+    problem = SearchProblem(space, costs, None, 0, (budget,))
+    population = sample_population(problem, p, 40, np.random.default_rng(0))
+    assert 1 <= len(population) == len(set(population)) <= 40
+    assert (costs.of_widths(population, "flops") <= budget.limit).all()
+    assert population == sample_population(problem, p, 40, np.random.default_rng(0))
 
 
 def test_shrinking_ends_within_the_budget_and_takes_no_more_than_needed(costs):
@@ -61,7 +65,7 @@ def test_shrinking_ends_within_the_budget_and_takes_no_more_than_needed(costs):
     rng = np.random.default_rng(0)
     for _ in range(50):
         widths = space.sample(rng)
-        small = shrink_to_budget(space, costs, budget, widths, rng)
+        small = shrink_to_budgets(costs, [budget], widths, rng)
         assert costs.one(small, "flops") <= budget.limit
         assert all(a <= b for a, b in zip(small, widths, strict=True))
         if costs.one(widths, "flops") <= budget.limit:

@@ -7,14 +7,13 @@ from bcnet.errors import UserError
 from bcnet.space.widths import Group, Space
 
 
-def space(bins=4, min_bins=1, channels=(8, 16, 24)):
-    return Space(tuple(Group(f"g{c}", c) for c in channels), bins, min_bins)
+def space(bins=4, min_bins=1, channels=(20, 40, 60)):
+    return Space(tuple(Group.of_bins(f"g{c}", c, bins=bins, min_bins=min_bins) for c in channels))
 
 
 def test_channels_are_rounded_shares_of_the_full_count():
-    group = Group("g", 10)
-    assert [group.channels_at(k, 4) for k in range(1, 5)] == [3, 5, 8, 10]
-    assert [Group("g", 48, unit=8).channels_at(k, 4) for k in range(1, 5)] == [16, 24, 40, 48]
+    assert Group.of_bins("g", 10).choices == (3, 5, 8, 10)
+    assert Group.of_bins("g", 48, unit=8).choices == (16, 24, 40, 48)
 
 
 def test_widths_survive_being_written_and_read():
@@ -55,8 +54,8 @@ def test_the_plain_complement_is_clipped():
 
 def test_left_and_complementary_right_partition_the_channels_of_a_wide_supernet():
     for channels, bins, min_bins in product((16, 64, 48), (4, 8), (1, 2)):
-        s = Space((Group("g", channels),), bins, min_bins)
-        table = s.channel_table(bins + min_bins)[0]
+        s = Space((Group.of_bins("g", channels, bins=bins, min_bins=min_bins),))
+        table = s.channel_table(wide=True)[0]
         for k in range(min_bins, bins + 1):
             (other,) = s.complement((k,), wide=True)
             left, right = set(range(table[k])), set(range(table[-1] - table[other], table[-1]))

@@ -60,3 +60,39 @@ def test_nothing_but_the_statistics_changes():
     assert first_norm(network).momentum == momentum
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name]) == ("running" not in name and "tracked" not in name), name
+
+
+class Concatenation(nn.Module):
+    """A BN layer over two groups, whose active channels are two ranges of its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 8, 3), nn.Conv2d(1, 12, 3)
+        self.norm, self.last = nn.BatchNorm2d(20), nn.Conv2d(20, 5, 1)
+
+    def forward(self, x):
+        return self.last(self.norm(torch.cat([self.one(x), self.two(x)], 1))).mean((2, 3))
+
+
+def test_a_norm_behind_a_concatenation_keeps_its_statistics():
+    space = trace(Concatenation(), (1, 8, 8))
+    supernet = Supernet(Concatenation(), space, wide=True)
+    before = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
+    for side in ("left", "right"):
+        supernet.set_active_subnet((1, 3), side)
+        calibrate(supernet, batches(16))
+        network = supernet.extract((1, 3), side)
+        carried_over = network.norm.running_mean.clone()
+        assert carried_over.abs().max() > 0
+        calibrate(network, batches(16))
+        torch.testing.assert_close(network.norm.running_mean, carried_over)
+        torch.testing.assert_close(network(IMAGES), supernet(IMAGES))
+    supernet.set_active_subnet((1, 3), "left")
+    supernet.net.norm.reset_running_stats()
+    inactive = torch.ones(25, dtype=torch.bool)
+    for start, stop in supernet.net.norm.slices.outputs:
+        inactive[start:stop] = False
+    supernet.set_active_subnet((1, 3), "right")
+    for start, stop in supernet.net.norm.slices.outputs:
+        inactive[start:stop] = False
+    assert torch.equal(supernet.net.norm._buffers["running_mean"][inactive], before["net.norm.running_mean"][inactive])

@@ -1,16 +1,12 @@
-from contextlib import nullcontext
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from bcnet.kernels.library import library
 from bcnet.models.channel_bench import MOBILENET_CHANNELS, RESNET_CHANNELS, MobileNet, ResNet
 from bcnet.models.digits import DIGITS_CHANNELS, DigitsResNet
-from bcnet.models.factory import build_model
 from bcnet.space.trace import trace
-from bcnet.supernet.kernels import library
 from bcnet.supernet.supernet import Supernet, narrow
 
 MODELS = {
@@ -84,37 +80,6 @@ def test_only_the_active_channels_get_gradients():
     assert gradient[:4].abs().sum() == 0
     assert gradient[:, :4].abs().sum() == 0
     assert gradient[4:, 4:].abs().sum() > 0
-
-
-@pytest.mark.parametrize("name", [*MODELS, "mobilenetv3", "densenet"])
-def test_gradients_added_in_place_are_those_of_autograd(name):
-    """Bit for bit, over both sides, also for layers that read several groups; and outside nothing is added."""
-    if name in MODELS:
-        factory, _, shape = MODELS[name]
-    else:
-        arguments = {"block_config": [2, 2], "growth_rate": 8} if name == "densenet" else {}
-        shape, model = (3, 32, 32), {"densenet": "timm/densenet121", "mobilenetv3": "timm/mobilenetv3_small_050"}[name]
-        factory = partial(build_model, model, 5, args=arguments)
-    torch.manual_seed(0)
-    model = factory()
-    space = trace(model, shape)
-    supernet = Supernet(model, space, wide=True)
-    widths = tuple(1 + g % 4 for g in range(len(space.groups)))
-    images = torch.randn(4, *shape)
-    gradients = []
-    for within in (nullcontext, supernet.gradients_in_place):
-        supernet.zero_grad(set_to_none=True)
-        for side in ("left", "right"):
-            supernet.set_active_subnet(widths, side)
-            torch.manual_seed(1)
-            with within():
-                supernet(images).square().sum().backward()
-        gradients.append({name: p.grad.clone() for name, p in supernet.named_parameters()})
-    assert all(torch.equal(one, gradients[1][name]) for name, one in gradients[0].items())
-    supernet.zero_grad(set_to_none=True)
-    found = torch.autograd.grad(supernet(images).square().sum(), list(supernet.parameters()))
-    assert all(one is not None for one in found)
-    assert all(p.grad is None for p in supernet.parameters())
 
 
 def test_a_second_derivative_is_refused_where_a_kernel_gave_the_first():

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from bcnet.config import RecipeConfig, load_config
-from bcnet.errors import UserError
+from bcnet.errors import Interrupted, UserError
 from bcnet.files import write_atomic
 from bcnet.run import Run
 from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
-from bcnet.training.trainer import Interrupted, Trainer, cosine_with_warmup
+from bcnet.training.trainer import Trainer, cosine_with_warmup
 
-STRATEGIES = ("uniform", "autoslim", "bcnet", "bcnetv2")
+STRATEGIES = ("uniform", "autoslim", "bcnet", "bcnetv2", "bcnetv2_distilled")
 
 
 def state_of(trainer):
@@ -27,7 +27,7 @@ def state_of(trainer):
         "ema": [] if trainer.ema is None else [p.clone() for p in trainer.ema.parameters()],
         "records": trainer.records.to_list(),
         "loss": trainer.history.loss,
-        "counts": trainer.counts.counts.tolist(),
+        "counts": [own.tolist() for own in trainer.counts.counts],
     }
 
 
@@ -63,12 +63,14 @@ def test_a_run_begun_with_other_steps_is_not_continued(tmp_path, quick_config):
     run = Run.create(tmp_path / "run", quick_config)
     run.trainer.run(until_step=3)
     state = load_checkpoint(run.trainer.checkpoint)
-    state["history"]["passes"] += 6  # as if a step had made two passes more
-    save_checkpoint(run.trainer.checkpoint, state)
-    before = run.trainer.checkpoint.read_bytes()
-    with pytest.raises(UserError, match="passes in 3 steps, where a step now makes 2"):
-        Run.create(tmp_path / "run", quick_config, resume=True).train()
-    assert run.trainer.checkpoint.read_bytes() == before
+    of_0_1 = {key: value for key, value in state.items() if key != "next_passes"}
+    of_0_1["history"] = state["history"] | {"passes": state["history"]["passes"] + 6}  # as if a step had made two passes more
+    for changed in (state | {"next_passes": "[Pass(widths=(1, 2, 3, 4, 1), side='left')]"}, of_0_1):
+        save_checkpoint(run.trainer.checkpoint, changed)
+        before = run.trainer.checkpoint.read_bytes()
+        with pytest.raises(UserError, match="step 3 would train other subnets than when it was saved"):
+            Run.create(tmp_path / "run", quick_config, resume=True).train()
+        assert run.trainer.checkpoint.read_bytes() == before
 
 
 def test_another_seed_is_another_run(tmp_path, quick_config):
@@ -208,9 +210,10 @@ def test_processes_stay_equal_on_different_images(tmp_path):
         "from pathlib import Path\n"
         "from torch import distributed\n"
         "from bcnet.config import load_config\n"
+        "from bcnet.experiment import Experiment\n"
         "from bcnet.run import Run\n"
         "distributed.init_process_group('gloo')\n"
-        "trainer = Run(Path(sys.argv[1]), load_config('digits/bcnetv2_taught')).trainer\n"
+        "trainer = Run(Path(sys.argv[1]), Experiment(load_config('digits/bcnetv2_distilled'))).trainer\n"
         "trainer.run(until_step=5)\n"
         "mine = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])\n"
         "all_of_them = [torch.empty_like(mine) for _ in range(2)]\n"
@@ -228,6 +231,33 @@ def test_processes_stay_equal_on_different_images(tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
 
 
+def test_processes_whose_clocks_differ_save_together(tmp_path):
+    """One process thinks that it is time to save after every step, the other never: they must not meet in different collectives."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from torch import distributed\n"
+        "from bcnet.config import load_config\n"
+        "from bcnet.experiment import Experiment\n"
+        "from bcnet.run import Run\n"
+        "distributed.init_process_group('gloo')\n"
+        "seconds = 1e9 if distributed.get_rank() == 0 else 1e-9\n"
+        "config = load_config('digits/bcnetv2_distilled', [f'checkpoint_seconds={seconds}', 'train.epochs=7'])\n"
+        "run = Run(Path(sys.argv[1]), Experiment(config))\n"
+        "saved = []\n"
+        "original = run.trainer.save\n"
+        "run.trainer.save = lambda: (saved.append(run.trainer.step), original())\n"
+        "run.trainer.run()\n"
+        "assert saved == [20, 40, 60, 70], saved\n"
+        "distributed.destroy_process_group()\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "run")]
+    result = subprocess.run(launch, capture_output=True, text=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 70
+
+
 def test_two_processes_train_the_same_weights(tmp_path):
     """torchrun on two CPU processes: a pair still trains every bin twice."""
     script = Path(__file__).parents[2] / "tools" / "train_supernet.py"
@@ -238,7 +268,7 @@ def test_two_processes_train_the_same_weights(tmp_path):
     assert result.stdout.count("trained 40 steps") == 1
     state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert state["step"] == 40
-    assert (state["counts"] == 40).all()
+    assert all((own == 40).all() for own in state["counts"])
     alone = Run.create(tmp_path / "alone", load_config("digits/bcnetv2", ["train.epochs=4", "train.ema_decay=0.9"])).train()
     # the same images and widths; only BN statistics are per process, so the course is close and not equal
     difference = torch.tensor(alone.history.loss) - state["history"]["loss"]

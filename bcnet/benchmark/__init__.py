@@ -1,1 +1,0 @@
-"""Ground truth, ranking statistics and score files."""

@@ -1,0 +1,1 @@
+"""The commands of ``bcnet``, by subject. Heavy imports happen inside the commands, so that help and mistakes answer at once."""

@@ -1,0 +1,140 @@
+"""What the commands share: the application, its options, the process around a command."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from bcnet.errors import Interrupted, UserError
+from bcnet.version import __version__
+
+if TYPE_CHECKING:
+    from bcnet.run import Run
+    from bcnet.space.widths import Space, Widths
+
+MOST_WIDTHS = 1_000_000
+
+app = typer.Typer(
+    name="bcnet",
+    help="Network width search: how many channels should every layer of a CNN have?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=5.", show_default=False)
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory made by 'bcnet train'.")]
+WidthsOption = Annotated[
+    str, typer.Option("--widths", metavar="W", help="One width string, a file with one per line, random:N (always the same N), or all.")
+]
+OneWidth = Annotated[str, typer.Option("--widths", metavar="W", help="One width string.")]
+TruthOption = Annotated[
+    str, typer.Option(metavar="FILE", help="Ground truth, such as Results_MobileNet.json, or channel_bench_digits, which is built in.")
+]
+Say = Callable[..., None]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"bcnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    """Network width search: how many channels should every layer of a CNN have?"""
+
+
+@contextmanager
+def runtime(device: str = "auto") -> Iterator[Say]:
+    """Prepare the process (allocator, torchrun) and give a print that speaks on rank 0 only.
+
+    Raises:
+        Interrupted: Ctrl-C outside a training; what was finished is on disk.
+    """
+    from bcnet.distributed import process_group, process_rank
+    from bcnet.machine import resolve_device, tune_malloc
+
+    tune_malloc()
+    with process_group(resolve_device(device)):
+        try:
+            yield (lambda *args, **kwargs: console.print(*args, **kwargs) if process_rank() == 0 else None)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped by SIGINT; the same command goes on where it was", signal.SIGINT) from None
+
+
+@contextmanager
+def opened(folder: Path, overrides: Sequence[str] | None) -> "Iterator[tuple[Run, Say]]":
+    """A trained run, in a prepared process."""
+    from bcnet.run import Run
+
+    run = Run.open(folder, overrides or ())
+    with runtime(run.config.device) as say:
+        trainer = run.trained
+        if trainer.step < trainer.total_steps:
+            say(f"note: the training of {folder} stands at step {trainer.step:,} of {trainer.total_steps:,}")
+        yield run, say
+
+
+def finish(run: "Run", say: Say) -> None:
+    """Write the page of a run, on rank 0."""
+    from bcnet.distributed import process_rank
+    from bcnet.report.run_page import write_run_page
+
+    if process_rank() == 0:
+        say(f"page: {write_run_page(run)}")
+
+
+def read_widths(text: str, space: "Space") -> "list[Widths]":
+    """Width vectors from ``all``, ``random:N``, a file with one per line, or one width string.
+
+    Raises:
+        UserError: no such file, a string that is not of the space, more than the space holds or more than a million.
+    """
+    if text.startswith("random:"):
+        count = text.removeprefix("random:")
+        if not (count.isascii() and count.isdigit()):
+            raise UserError(f"--widths {text}: {count!r} is not a number of width vectors")
+        if not 0 < int(count) <= min(space.size, MOST_WIDTHS):
+            raise UserError(f"--widths {text}: the space has {space.size:,} width vectors, and {MOST_WIDTHS:,} is the most")
+        from bcnet.space.sampling import balanced_sample
+
+        return balanced_sample(space, int(count), seed=0)
+    if text == "all":
+        if space.size > MOST_WIDTHS:
+            raise UserError(f"--widths all: {space.summary()}, more than {MOST_WIDTHS:,}; give a file with some of them")
+        return list(space.enumerate())
+    path = Path(text)
+    if path.is_file():
+        return _read_widths_file(path, space)
+    if os.sep in text or "." in text:
+        raise UserError(f"--widths {text}: no such file")
+    return [space.decode(text)]
+
+
+def _read_widths_file(path: Path, space: "Space") -> "list[Widths]":
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--widths {path}: not a text file with one width string per line") from error
+    widths: list[Widths] = []
+    for number, line in enumerate(lines, start=1):
+        if line and not line.startswith("#"):
+            try:
+                widths.append(space.decode(line))
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from error
+    if not widths:
+        raise UserError(f"--widths {path}: the file holds no width strings")
+    return list(dict.fromkeys(widths))

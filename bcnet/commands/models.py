@@ -1,0 +1,155 @@
+"""``bcnet space`` and ``bcnet cost``: what a model can be cut into, and what its widths cost."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from bcnet.commands.app import WidthsOption, app, console, read_widths
+from bcnet.errors import UserError
+
+if TYPE_CHECKING:
+    from bcnet.space.cost import CostTable
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="channel_bench/mobilenet, timm/NAME, torchvision/NAME or package.module:factory.")
+]
+InputOption = Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image.  [default: the model's usual one]")]
+ClassesOption = Annotated[int, typer.Option(min=1, help="Number of logits.")]
+BinsOption = Annotated[int, typer.Option(min=1, help="Bins K per group.")]
+MinBinsOption = Annotated[int, typer.Option(min=1, help="Smallest width index k_min.")]
+DivisorOption = Annotated[int | None, typer.Option(min=1, help="Channel counts are multiples of it where the full count is.")]
+GroupOption = Annotated[
+    list[str] | None,
+    typer.Option("--group", metavar="PATTERN=N,N,...", help="Channel counts of the groups with a layer of that name; may be repeated."),
+]
+ExcludeOption = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Layers whose groups stay whole; may be repeated.")
+]
+CostOption = Annotated[
+    list[str] | None, typer.Option("--cost", metavar="package.module:name", help="A cost beside FLOPs and params; may be repeated.")
+]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How to trace a model, as the command line says it."""
+
+    input: str | None
+    num_classes: int
+    bins: int
+    min_bins: int
+    divisor: int | None
+    groups: Sequence[str]
+    exclude: Sequence[str]
+    costs: Sequence[str]
+
+
+def _shape(text: str | None, model: str) -> tuple[int, int, int]:
+    from bcnet.models.factory import default_input
+
+    if text is None:
+        return default_input(model)
+    try:
+        channels, height, width = (int(part) for part in text.lower().split("x"))
+        if min(channels, height, width) < 1:
+            raise ValueError
+    except ValueError as error:
+        raise UserError(f"--input {text!r} is not CxHxW, e.g. 3x32x32") from error
+    return channels, height, width
+
+
+def _choices(texts: Sequence[str]) -> dict[str, list[int]]:
+    lists = {}
+    for text in texts:
+        pattern, _, counts = text.partition("=")
+        try:
+            lists[pattern] = [int(count) for count in counts.split(",")]
+        except ValueError as error:
+            raise UserError(f"--group {text!r} is not PATTERN=N,N,..., e.g. blocks.*.conv1=4,8,12,16") from error
+    return lists
+
+
+def _trace_model(name: str, asked: _Asked) -> "CostTable":
+    from bcnet.experiment import load_cost
+    from bcnet.models.factory import build_model
+    from bcnet.space.cost import CostTable
+    from bcnet.space.trace import trace
+    from bcnet.supernet.proof import prove
+
+    shape = _shape(asked.input, name)
+    lists = _choices(asked.groups)
+    model = build_model(name, asked.num_classes)
+    space = trace(model, shape, bins=asked.bins, min_bins=asked.min_bins, divisor=asked.divisor, choices=lists, exclude=asked.exclude)
+    prove(model, space, shape)
+    return CostTable(space, [load_cost(cost, space) for cost in asked.costs])
+
+
+@app.command()
+def space(
+    model: ModelName,
+    input: InputOption = None,
+    num_classes: ClassesOption = 10,
+    bins: BinsOption = 4,
+    min_bins: MinBinsOption = 1,
+    divisor: DivisorOption = None,
+    group: GroupOption = None,
+    exclude: ExcludeOption = None,
+    cost: CostOption = None,
+) -> None:
+    """Show the groups of a model and which layers are tied."""
+    from bcnet.formatting import human
+
+    costs = _trace_model(model, _Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or ()))
+    groups = costs.space.groups
+    table = Table(box=None, pad_edge=False)
+    columns = ["group", "channels", "unit", "layers whose outputs are tied"] + (["choices"] if group else [])
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("channels", "unit") else "left", overflow="fold")
+    for number, one in enumerate(groups, start=1):
+        choices = [", ".join(map(str, one.choices))] if group else []
+        table.add_row(str(number), str(one.channels), str(one.unit), ", ".join(one.layers), *choices)
+    console.print(f"{model}: {costs.space.summary()}")
+    console.print(table)
+    for layer, why in costs.space.fixed:
+        console.print(f"fixed: {layer} ({why})")
+    for name in costs.names:
+        low, high = costs.range(name)
+        unit = costs.costs[name].unit
+        console.print(f"{name}: {human(low)} to {human(high)}" + ("" if name == "params" else f" {unit}"))
+    console.print(
+        "proven on both sides, for the narrowest, the widest and random widths: sliced equals extracted, and the whole with zeroed channels"
+    )
+
+
+@app.command()
+def cost(
+    model: ModelName,
+    widths: WidthsOption,
+    input: InputOption = None,
+    num_classes: ClassesOption = 10,
+    bins: BinsOption = 4,
+    min_bins: MinBinsOption = 1,
+    divisor: DivisorOption = None,
+    group: GroupOption = None,
+    exclude: ExcludeOption = None,
+    cost: CostOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """FLOPs (multiply-adds of one image), params and other costs of width vectors."""
+    from bcnet.formatting import human
+
+    costs = _trace_model(model, _Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or ()))
+    wanted = read_widths(widths, costs.space)
+    columns = {name: costs.of_widths(wanted, name).tolist() for name in costs.names}
+    rows = {costs.space.encode(w): {name: column[n] for name, column in columns.items()} for n, w in enumerate(wanted)}
+    if as_json:
+        sys.stdout.write(json.dumps(rows) + "\n")
+        return
+    for name, row in rows.items():
+        more = "".join(f"  {human(value):>10} {other}" for other, value in row.items() if other not in ("flops", "params"))
+        console.print(f"{name}  {row['flops']:>14,} FLOPs  {row['params']:>12,} params{more}")

@@ -1,0 +1,62 @@
+"""``bcnet rank``: how far scores can be trusted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from bcnet.commands.app import Say, TruthOption, app, console
+
+if TYPE_CHECKING:
+    from bcnet.results import Ranking
+
+
+@app.command()
+def rank(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="A scores.json.")],
+    truth: TruthOption,
+    budget: Annotated[list[str] | None, typer.Option(metavar="COST=VALUE", help="Budgets for the regret; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write ranking.html.  [default: beside SCORES]")] = None,
+) -> None:
+    """Say how well scores rank networks, beside FLOPs, params, sum of widths and the noise ceiling."""
+    page = rank_scores(scores, truth, out or scores.parent, console.print, budget or ())
+    console.print(f"page: {page}")
+
+
+def rank_scores(scores: Path, truth: str, folder: Path, say: Say, budgets: Sequence[str] = ()) -> Path:
+    """Hold a score file against ground truth, say the result, and write it with its page; returns the page's path."""
+    from bcnet.truth.ground_truth import find_truth, load_ground_truth
+    from bcnet.truth.ranking import rank
+    from bcnet.truth.score_files import check_costs_of_scores, load_scores
+
+    truth_file = find_truth(truth)
+    ground_truth = load_ground_truth(truth_file)
+    score_file = load_scores(scores)
+    check_costs_of_scores(score_file, scores, ground_truth, truth_file.name)
+    ranking = rank(score_file.scores, ground_truth, budgets=budgets, truth_name=truth_file.name)
+    ranking.write(folder / "ranking.json")
+    from bcnet.report.ranking_page import write_ranking_page
+
+    page = write_ranking_page(folder, score_file.scores, ground_truth, ranking, scores.name)
+    say(_ranking_table(ranking))
+    if ranking.noise_ceiling is not None:
+        seeds = ranking.num_seeds
+        say(f"a perfect predictor would reach tau {ranking.noise_ceiling:.3f} against means of {seeds} seeds (noise ceiling)")
+    for row in ranking.regret:
+        say(
+            f"under {row.budget}: picks {row.pick} ({row.pick_accuracy:.2f} %), best {row.best} "
+            f"({row.best_accuracy:.2f} %), regret {row.regret:.2f}"
+        )
+    return page
+
+
+def _ranking_table(ranking: "Ranking") -> Table:
+    table = Table(box=None, pad_edge=False, title=f"{ranking.num_networks:,} networks", title_justify="left")
+    for column in ("predictor", "Kendall tau-b", "95 % interval", "Spearman", "Pearson"):
+        table.add_column(column)
+    for name, row in ranking.predictors.items():
+        interval = f"{row.kendall.low:.3f} .. {row.kendall.high:.3f}"
+        table.add_row(name, f"{row.kendall.value:.3f}", interval, f"{row.spearman.value:.3f}", f"{row.pearson.value:.3f}")
+    return table

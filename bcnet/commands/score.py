@@ -1,0 +1,77 @@
+"""``bcnet score`` and ``bcnet search``: what a trained supernet says of widths."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bcnet.commands.app import Overrides, RunFolder, Say, WidthsOption, app, finish, opened, read_widths
+from bcnet.formatting import human
+
+if TYPE_CHECKING:
+    from bcnet.results import SearchRecord
+    from bcnet.run import Run
+
+
+@app.command()
+def score(
+    folder: RunFolder,
+    widths: WidthsOption,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write.  [default: RUN/scores.json]")] = None,
+) -> None:
+    """Score width vectors with a trained supernet."""
+    with opened(folder, overrides) as (run, say):
+        wanted = read_widths(widths, run.space)
+        target = out or folder / "scores.json"
+        scores = run.score(wanted, target)
+        for name, value in sorted(scores.items(), key=lambda item: -item[1])[:10]:
+            say(f"{name}  {value:.4f}")
+        if run.config.score.additive:
+            explained = run.scorer.effects().explained
+            say(f"from what widths are worth in {run.config.score.additive:,} scored ones: an additive model explains {explained:.1%}")
+        sides = " and the ".join(run.experiment.strategy.sides)
+        say(f"{len(scores):,} scores ({run.experiment.metric.label}, on the {sides}): {target}")
+
+
+@app.command()
+def search(
+    folder: RunFolder,
+    overrides: Overrides = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COST=VALUE", help="flops=150M, flops=0.5 (of the full model), params=2M; may be repeated, all of them hold."),
+    ] = None,
+    algorithm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="evolution, random, or your own as package.module:Class.  [default: the run's]")
+    ] = None,
+    init: Annotated[str | None, typer.Option(metavar="prior|random", help="First generation of evolution.  [default: the run's]")] = None,
+    objective: Annotated[
+        str | None, typer.Option(metavar="score|score_and_cost", help="Best score, or a Pareto front.  [default: the run's]")
+    ] = None,
+) -> None:
+    """Search the best width vector under budgets."""
+    options = (("search.algorithm", algorithm), ("search.algorithm.init", init), ("search.algorithm.objective", objective))
+    chosen = [*(overrides or ()), *(f"{key}={value}" for key, value in options if value is not None)]
+    with opened(folder, chosen) as (run, say):
+        search_widths(run, budget or (), say)
+        finish(run, say)
+
+
+def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord":
+    """Search and say what was found."""
+    record = run.search(*budgets)
+    best, settings = record.best, record.settings
+    flops, params = best.costs["flops"], best.costs["params"]
+    share = f"{flops / run.costs.range('flops')[1]:.0%} of the full model"
+    words = f"accuracy in the supernet {best.accuracy:.2%}"
+    if settings.metric != "accuracy":
+        words = f"{run.experiment.metric.label} {best.score:.4f}, {words}"
+    others = "".join(f", {human(value)} {name}" for name, value in best.costs.items() if name not in ("flops", "params"))
+    scored = f"predicted from {settings.additive:,} scored" if settings.additive else "scored"
+    costs = f"{human(flops)} FLOPs ({share}), {human(params)} params{others}"
+    say(f"best of {len(record.evaluated):,} {scored}: {best.widths}, {words}, {costs}")
+    if settings.of_algorithm("objective") == "score_and_cost":
+        say(f"Pareto front: {len(record.front)} width vectors in {run.folder / 'search.json'}")
+    return record

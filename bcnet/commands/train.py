@@ -1,0 +1,48 @@
+"""``bcnet train``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bcnet.commands.app import Overrides, Say, app, finish, runtime
+
+if TYPE_CHECKING:
+    from bcnet.run import Run
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config such as digits/bcnetv2.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run directory.  [default: runs/CONFIG]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+) -> None:
+    """Train a supernet."""
+    from bcnet.config import load_config
+
+    settings = load_config(config, overrides or ())
+    folder = out or Path("runs") / "-".join(Path(config).with_suffix("").parts[-2:])
+    with runtime(settings.device) as say:
+        from bcnet.run import Run
+
+        run = Run.create(folder, settings, resume=resume)
+        train_supernet(run, say)
+        finish(run, say)
+
+
+def train_supernet(run: "Run", say: Say) -> None:
+    """Train and say how it went."""
+    from bcnet.training.fairness import fairness_sentence
+
+    experiment = run.experiment
+    say(f"{run.config.model.name}: {run.space.summary()}")
+    parts = (("train", "training"), ("val", "search-validation"), ("test", "test"))
+    sizes = ", ".join(f"{experiment.data.num_images(part):,} {name}" for part, name in parts)  # type: ignore[arg-type]
+    say(f"data: {sizes} images; device {experiment.device}{', bf16' if experiment.bf16 else ''}")
+    trainer = run.train()
+    assert trainer.counts is not None
+    losses = trainer.history.loss
+    last = sum(losses[-50:]) / len(losses[-50:])
+    say(f"trained {trainer.step:,} steps, {trainer.history.passes:,} passes in {trainer.history.seconds:,.1f} s; loss {last:.3f}")
+    say(f"fairness: {fairness_sentence(run.config.train.strategy.name, trainer.counts.deviation)}")

@@ -1,0 +1,43 @@
+"""The processes that torchrun started, or the only one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import distributed as dist
+
+
+def process_rank() -> int:
+    """Number of this process; 0 without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def agree(values: list[int], device: torch.device) -> list[int]:
+    """The largest of every value over all processes, which must all ask at the same place."""
+    if world_size() == 1:
+        return values
+    flags = torch.tensor(values, device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    largest: list[int] = flags.tolist()
+    return largest
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that torchrun started, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

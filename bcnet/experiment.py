@@ -1,0 +1,267 @@
+"""The parts of an experiment, each built from the config when it is first used."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bcnet.config import Config, complete
+from bcnet.data.interfaces import DataSet, EvalSource
+from bcnet.data.load import load_data
+from bcnet.errors import UserError, first_line
+from bcnet.kernels import status
+from bcnet.machine import environment, resolve_device, use_bf16
+from bcnet.models.factory import build_model
+from bcnet.plugins import find_by_name, import_object
+from bcnet.scoring.additive import LEAST_PER_UNKNOWN
+from bcnet.scoring.cache import ScoreCache
+from bcnet.scoring.metrics import METRICS, Metric
+from bcnet.scoring.scorer import Scorer
+from bcnet.search import SEARCH_ALGORITHMS, SearchAlgorithm, SearchProblem, SearchResult
+from bcnet.seeds import STREAM_MODEL, STREAM_SAMPLE, STREAM_SEARCH, derive_seed
+from bcnet.space.cost import Budget, Cost, CostTable
+from bcnet.space.sampling import balanced_sample
+from bcnet.space.trace import trace
+from bcnet.space.widths import Space, Widths
+from bcnet.supernet.proof import prove
+from bcnet.supernet.supernet import Supernet, narrow
+from bcnet.training.records import LossRecords
+from bcnet.training.strategies import STRATEGIES, Strategy
+from bcnet.training.train_width import train_width
+from bcnet.training.trainer import Trainer
+
+
+class Experiment:
+    """Data, model, space, trainer and scorer of a config; it has no folder and writes nothing by itself.
+
+    Args:
+        config: the settings. What is chosen by name in it is found here, and its settings are completed.
+
+    Raises:
+        UserError: a strategy, metric or search algorithm that does not exist, or has no such settings.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._strategy, strategy = complete(config.train.strategy, STRATEGIES, "train.strategy", Strategy)
+        self._algorithm, algorithm = complete(config.search.algorithm, SEARCH_ALGORITHMS, "search.algorithm", SearchAlgorithm)
+        self.metric: Metric = find_by_name(config.score.metric, METRICS, "score.metric", Metric)
+        train = config.train.model_copy(update={"strategy": strategy})
+        search = config.search.model_copy(update={"algorithm": algorithm})
+        self.config = config.model_copy(update={"train": train, "search": search})
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+
+    # Machine, data, model --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return resolve_device(self.config.device)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether to autocast to bf16."""
+        return use_bf16(self.config.amp, self.device)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, commit and hardware, and whether the compiled kernels are on."""
+        return environment(self.device) | {"kernels": status() if self.device.type == "cpu" else "for the CPU only"}
+
+    @cached_property
+    def data(self) -> DataSet:
+        """The images."""
+        return load_data(self.config.data, self.config.seed, self.device)
+
+    def build_model(self, seed: int, *, pretrained: bool = False) -> nn.Module:
+        """The plain model, freshly initialised or with published weights."""
+        model = self.config.model
+        return build_model(model.name, len(self.data.classes), seed=seed, pretrained=pretrained, args=model.args)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The plain model that the supernet is made from."""
+        return self.build_model(derive_seed(self.config.seed, STREAM_MODEL), pretrained=self.config.model.pretrained)
+
+    # Space and costs -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def space(self) -> Space:
+        """The width space of the model, proven to slice right."""
+        chosen = self.config.space
+        space = trace(
+            self.model,
+            self.data.input_shape,
+            bins=chosen.bins,
+            min_bins=chosen.min_bins,
+            divisor=chosen.divisor,
+            choices=chosen.groups,
+            exclude=chosen.exclude,
+        )
+        prove(self.model, space, self.data.input_shape)
+        return space
+
+    @cached_property
+    def costs(self) -> CostTable:
+        """FLOPs, params and the costs that the config adds."""
+        return CostTable(self.space, [load_cost(name, self.space) for name in self.config.costs])
+
+    def uniform_channels(self, flops: float) -> tuple[int, ...]:
+        """Channels of the largest uniformly scaled model whose FLOPs do not exceed ``flops``."""
+
+        def scaled(factor: float) -> tuple[int, ...]:
+            return tuple(g.unit * max(1, int(factor * g.channels / g.unit + 0.5)) for g in self.space.groups)
+
+        low, high = 0.0, 1.0
+        if self.costs.of_channels(scaled(high), "flops") <= flops:
+            return scaled(high)
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.costs.of_channels(scaled(middle), "flops") <= flops else (low, middle)
+        return scaled(low)
+
+    # Training --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def strategy(self) -> Strategy:
+        """How the supernet is trained."""
+        settings = self._strategy.Settings.model_validate(self.config.train.strategy.settings)
+        strategy: Strategy = self._strategy(self.space, self.config.seed, settings)
+        return strategy
+
+    def make_trainer(self, checkpoint: Path | None = None, identity: str = "") -> Trainer:
+        """A trainer of a fresh supernet.
+
+        Args:
+            checkpoint: file to save to and resume from; unset: neither.
+            identity: a string that the checkpoint must carry to be continued.
+        """
+        config = self.config
+        supernet = Supernet(self.model, self.space, wide=self.strategy.wide, seed=derive_seed(config.seed, STREAM_MODEL, 1))
+        return Trainer(
+            supernet,
+            self.data.train_batches("train", config.train.batch_size, config.seed),
+            config.train,
+            device=self.device,
+            bf16=self.bf16,
+            seed=config.seed,
+            passes=self.strategy.passes,
+            records=LossRecords(config.train.records),
+            checkpoint=checkpoint,
+            checkpoint_seconds=config.checkpoint_seconds,
+            identity=identity,
+            label=f"supernet {config.train.strategy.name}",
+        )
+
+    def train_width(self, channels: Sequence[int], seeds: Sequence[int], **options: Any) -> list[nn.Module]:
+        """Train networks of the given channels per group from scratch, on all training images.
+
+        Args:
+            channels: of every group.
+            seeds: one network each.
+            options: ``checkpoint``, ``identity`` and ``label`` of a training that is to be resumed.
+
+        Returns:
+            What `bcnet.training.train_width.train_width` does.
+        """
+        recipe = self.config.retrain
+        return train_width(
+            [narrow(self.build_model(derive_seed(seed, STREAM_MODEL)), self.space, channels) for seed in seeds],
+            [self.data.train_batches("full_train", recipe.batch_size, seed) for seed in seeds],
+            recipe,
+            seeds=seeds,
+            input_shape=self.data.input_shape,
+            device=self.device,
+            bf16=self.bf16,
+            **options,
+        )
+
+    # Scoring and search ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def calibration(self) -> EvalSource:
+        """Training images for BN statistics."""
+        score = self.config.score
+        return self.data.eval_batches("train", score.batch_size, score.calibration_images)
+
+    @cached_property
+    def validation(self) -> EvalSource:
+        """Held-out images for scores."""
+        if not self.data.num_images("val"):
+            raise UserError("data.num_val is 0: scores need training images held out for them")
+        return self.data.eval_batches("val", self.config.score.batch_size, self.config.score.max_images)
+
+    @property
+    def test(self) -> EvalSource:
+        """Test images, which only finished networks see."""
+        return self.data.eval_batches("test", self.config.score.batch_size)
+
+    def make_scorer(self, supernet: Supernet, cache: ScoreCache | None = None) -> Scorer:
+        """A scorer of a trained supernet."""
+        score = self.config.score
+        return Scorer(
+            supernet,
+            self.calibration,
+            self.validation,
+            sides=self.strategy.sides,
+            metric=self.metric,
+            bf16=self.bf16,
+            memory_gib=score.memory_gib,
+            whole_layers=score.whole_layers,
+            sample=self._additive_sample(),
+            cache=cache,
+        )
+
+    def _additive_sample(self) -> list[Widths]:
+        count, groups = self.config.score.additive, self.space.groups
+        if count is None:
+            return []
+        choices = [len(group.choices) for group in groups]
+        least = LEAST_PER_UNKNOWN * sum(choices)
+        if count < least:
+            each = str(choices[0]) if len(set(choices)) == 1 else f"{min(choices)} to {max(choices)}"
+            raise UserError(f"score.additive is {count}: {len(groups)} groups of {each} widths each need at least {least} scored ones")
+        return balanced_sample(self.space, count, derive_seed(self.config.seed, STREAM_SAMPLE))
+
+    def search(self, scorer: Scorer, budgets: Sequence[Budget], records: LossRecords | None) -> SearchResult:
+        """Search as the config says.
+
+        Args:
+            scorer: of a trained supernet.
+            budgets: all of which the result keeps.
+            records: of the training.
+        """
+        evaluations, done = self.config.search.evaluations, 0
+
+        def score_many(widths: Sequence[Widths]) -> dict[Widths, float]:
+            nonlocal done
+            scores = scorer.score_many(widths, f"search, {done} of {evaluations} scored")
+            done += len(widths)
+            return scores
+
+        seed = derive_seed(self.config.seed, STREAM_SEARCH) % 2**32
+        known = records.sorted() if records is not None else []
+        problem = SearchProblem(self.space, self.costs, score_many, evaluations, tuple(budgets), seed, known)
+        settings = self._algorithm.Settings.model_validate(self.config.search.algorithm.settings)
+        result: SearchResult = self._algorithm.search(problem, settings, np.random.default_rng(seed))
+        return result
+
+
+def load_cost(name: str, space: Space) -> Cost:
+    """A cost of one's own: ``package.module:name`` is called with the space and gives a `Cost`.
+
+    Raises:
+        UserError: it cannot be imported, or gives something else.
+    """
+    try:
+        cost = import_object(name, "cost")(space)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cost {name!r} could not be made for this space: {first_line(error)}") from error
+    if not isinstance(cost, Cost):
+        raise UserError(f"cost {name!r} gives no bcnet.space.cost.Cost but {type(cost).__name__}")
+    return cost

@@ -1,0 +1,287 @@
+"""What commands find, as typed records that are written as JSON and read back checked."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
+
+from bcnet.errors import UserError
+from bcnet.files import read_json, write_json
+from bcnet.former import FORMER_METRICS, read_former_search
+
+
+class Record(BaseModel):
+    """A result; its fields are those of its JSON file."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON, whole or not at all."""
+        write_json(path, self.model_dump(mode="json"))
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: Path, kind: type[R], what: str) -> R:
+    """Read a record.
+
+    Raises:
+        UserError: no such file, not JSON, or not such a record; names the field.
+    """
+    tree = read_json(path, what)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise UserError(f"{path}: not {what}: {where}: {first['msg']}") from error
+
+
+class EvaluatedWidths(Record):
+    """One width vector that a search evaluated. In JSON its costs stand beside its score."""
+
+    widths: str
+    """The width string."""
+    score: float
+    """Higher is better."""
+    accuracy: float
+    """In the supernet, in 0..1."""
+    costs: dict[str, float | int]
+    """By name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_costs(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "costs" in value:
+            return value
+        own = {name: value[name] for name in ("widths", "score", "accuracy") if name in value}
+        return own | {"costs": {name: cost for name, cost in value.items() if name not in own}}
+
+    @model_serializer
+    def _flatten(self) -> dict[str, Any]:
+        return {"widths": self.widths, "score": self.score, "accuracy": self.accuracy} | self.costs
+
+
+class BudgetRecord(Record):
+    """A budget as it was asked for and understood."""
+
+    text: str
+    """Such as ``flops=0.5``."""
+    cost: str
+    """Its cost's name."""
+    limit: float | int
+    """In the cost's unit."""
+
+
+class SearchSettings(Record):
+    """How was searched; settings of the algorithm stand beside these."""
+
+    model_config = ConfigDict(extra="allow")
+    algorithm: str
+    """Its name."""
+    evaluations: int
+    """Width vectors that it might score."""
+    budgets: list[BudgetRecord] = []
+    """All of which hold."""
+    cost: str = "flops"
+    """What the front is drawn against."""
+    metric: str = "kl"
+    """Name of the score's metric."""
+    additive: int | None = None
+    """Width vectors behind the additive model that predicted the scores, if one did."""
+
+    def of_algorithm(self, name: str, default: Any = None) -> Any:
+        """A setting of the algorithm."""
+        return (self.model_extra or {}).get(name, default)
+
+
+class SearchRecord(Record):
+    """``search.json``."""
+
+    settings: SearchSettings
+    """How was searched."""
+    best: EvaluatedWidths
+    """Of the highest score."""
+    front: list[str]
+    """Width strings that no other beats in both score and cost, cheapest first."""
+    generations: list[int]
+    """Number of evaluated width vectors after each generation."""
+    evaluated: list[EvaluatedWidths]
+    """In order of evaluation."""
+    meta: dict[str, Any] = {}
+    """Config, training and environment."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_former_versions(cls, value: Any) -> Any:
+        return read_former_search(value)
+
+
+class RetrainedWidth(Record):
+    """Networks of one width, trained from scratch."""
+
+    channels: list[int]
+    """Of every group."""
+    acc: list[float]
+    """Test accuracy in per cent, one per seed."""
+    seeds: list[int]
+    """Of the trainings."""
+    flops: int
+    """Multiply-adds of one image."""
+    params: int
+    """Parameters."""
+    widths: str | None = None
+    """The width string, if the channels are choices."""
+
+
+class RetrainRecord(Record):
+    """``retrain/WIDTHS.json``: a found width beside the uniform one of its FLOPs."""
+
+    found: RetrainedWidth
+    """The width that was asked for."""
+    uniform: RetrainedWidth
+    """The uniform one."""
+
+
+class RetrainedNetwork(Record):
+    """``result.json`` of one retraining."""
+
+    identity: str
+    """What ties it to the settings it was trained with."""
+    accuracy: float
+    """Test accuracy in per cent."""
+    cross_entropy: float
+    """On the test images."""
+
+
+class ScoreFile(Record):
+    """Scores of width vectors, such as ``scores.json``: written by ``bcnet score``, or by anybody else."""
+
+    scores: dict[str, float]
+    """Width string -> score, higher is better."""
+    costs: dict[str, list[float | int]] = {}
+    """Width string -> FLOPs and params, which tell a truth of another model from the right one."""
+    meta: dict[str, Any] = {}
+    """Config, training and environment."""
+
+
+class Estimate(Record):
+    """A correlation with its 95 % bootstrap interval."""
+
+    value: float
+    """The estimate."""
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+
+
+class Correlations(Record):
+    """How well a predictor ranks."""
+
+    kendall: Estimate
+    """Kendall tau-b."""
+    spearman: Estimate
+    """Spearman's rho."""
+    pearson: Estimate
+    """Pearson's r."""
+
+
+class Regret(Record):
+    """What picking the highest score under a budget loses."""
+
+    budget: str
+    """As it was asked for."""
+    pick: str
+    """Width string of the highest score under it."""
+    pick_accuracy: float
+    """In per cent."""
+    best: str
+    """Width string of the truly best under it."""
+    best_accuracy: float
+    """In per cent."""
+    regret: float
+    """The difference, in points."""
+
+
+class Ranking(Record):
+    """``ranking.json``: scores held against ground truth."""
+
+    num_networks: int
+    """Scored networks."""
+    num_in_truth: int
+    """Networks of the truth."""
+    num_seeds: int
+    """Trainings per network."""
+    predictors: dict[str, Correlations]
+    """``score`` and the baselines ``flops``, ``params``, ``sum_of_widths``."""
+    noise_ceiling: float | None
+    """Tau that a perfect predictor would reach; ``None`` with one seed."""
+    top_k_precision: dict[str, float]
+    """k -> share of the k best that are among the k highest scores."""
+    regret: list[Regret]
+    """One per budget."""
+    truth: str = ""
+    """Name of the truth's file."""
+
+
+class PredictorRow(Record):
+    """How one predictor ranks the networks of a truth."""
+
+    kendall: float
+    """Kendall tau-b."""
+    spearman: float
+    """Spearman's rho."""
+    pearson: float
+    """Pearson's r."""
+    regret: dict[str, float]
+    """Budget -> what picking by it loses, in points of accuracy."""
+
+
+class MethodSeed(PredictorRow):
+    """One supernet of a method."""
+
+    passes: int
+    """Forward and backward passes."""
+    train_seconds: float
+    """Of its training."""
+    kendall_by_score: dict[str, float]
+    """``METRIC, SIDE`` -> Kendall tau-b of that score from the same evaluations."""
+    scores: list[float]
+    """Of all networks, in the order of the truth."""
+
+
+class MethodResult(Record):
+    """All supernets of a method."""
+
+    strategy: str
+    """Its name."""
+    epochs: float
+    """So many that all methods make equal passes."""
+    per_seed: list[MethodSeed]
+    """One per training."""
+    kendall_of_mean_score: float
+    """Of the mean of their standardised scores."""
+    counts: list[list[int]]
+    """For every group how often its bins were trained, last seed."""
+
+
+class Comparison(Record):
+    """``compare.json``: methods and baselines against one truth."""
+
+    num_networks: int
+    """Of the truth."""
+    num_seeds: int
+    """Trainings per method."""
+    methods: dict[str, MethodResult]
+    """By name of the config."""
+    baselines: dict[str, PredictorRow]
+    """By name."""
+    noise_ceiling: float | None
+    """Tau that a perfect predictor would reach."""
+
+
+def metric_name(name: str) -> str:
+    """A metric's name as it is today, from what a file of any version says."""
+    return FORMER_METRICS.get(name, name)

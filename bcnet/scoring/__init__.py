@@ -1,0 +1,1 @@
+"""Scores of width vectors: metrics, evaluation, the cache, the additive model, one walk for many."""

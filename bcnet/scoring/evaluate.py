@@ -1,0 +1,81 @@
+"""Evaluate networks on a set of images."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.data.interfaces import EvalSource
+from bcnet.machine import autocast
+from bcnet.scoring.metrics import METRICS, Metric, Predictions
+
+Evaluation = dict[str, float]  # metric -> mean over the images
+
+
+class Totals:
+    """Sums over images of every metric, for one or more networks at once.
+
+    Args:
+        number: of networks.
+        metrics: what to measure; those that need a reference are left out where there is none.
+        reference: log-probabilities of the reference network, images x classes in the order in which the images will come.
+        device: where the logits are.
+    """
+
+    def __init__(self, number: int, metrics: Sequence[Metric], reference: Tensor | None, device: torch.device) -> None:
+        self.metrics = [metric for metric in metrics if reference is not None or not metric.needs_reference]
+        self.reference, self.images = reference, 0
+        self._sums = torch.zeros((len(self.metrics), number), dtype=torch.float64, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor, first: int = 0) -> None:
+        """Count a batch.
+
+        Args:
+            logits: networks x images x classes.
+            labels: one for each image.
+            first: the number of the first of these networks.
+        """
+        reference = None if self.reference is None else self.reference[self.images : self.images + len(labels)]
+        predictions = Predictions(logits, labels, reference)
+        for row, metric in zip(self._sums, self.metrics, strict=True):
+            row[first : first + len(logits)] += metric.per_image(predictions).sum(1)
+
+    def end_batch(self, images: int) -> None:
+        """All networks have counted this batch."""
+        self.images += images
+
+    def means(self) -> list[Evaluation]:
+        """Every network's evaluation."""
+        names = [metric.name for metric in self.metrics]
+        return [{name: value / self.images for name, value in zip(names, column, strict=True)} for column in self._sums.T.tolist()]
+
+
+def evaluate(
+    network: nn.Module,
+    batches: EvalSource,
+    *,
+    metrics: Sequence[Metric] = tuple(METRICS.values()),
+    bf16: bool = False,
+    reference: Tensor | None = None,
+) -> Evaluation:
+    """Every metric of a network in evaluation mode; a reference is what `log_probabilities` gave for another one."""
+    totals = Totals(1, metrics, reference, next(network.parameters()).device)
+    for logits, labels in _logits(network, batches, bf16):
+        totals.add(logits[None], labels)
+        totals.end_batch(len(labels))
+    return totals.means()[0]
+
+
+def log_probabilities(network: nn.Module, batches: EvalSource, *, bf16: bool = False) -> Tensor:
+    """What a network predicts in evaluation mode: images x classes, natural logarithm."""
+    return torch.cat([logits.float().log_softmax(1) for logits, _ in _logits(network, batches, bf16)])
+
+
+def _logits(network: nn.Module, batches: EvalSource, bf16: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    network.eval()
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        for images, labels in batches:
+            with autocast(device, bf16):
+                logits = network(images)
+            yield logits, labels

@@ -1,0 +1,67 @@
+"""Networks of one width trained from scratch: behind ``bcnet retrain`` and ``bcnet truth build``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bcnet.config import RecipeConfig
+from bcnet.data.interfaces import TrainSource
+from bcnet.training.stack import NetworkStack, NotStackable, StackedBatches
+from bcnet.training.strategies.base import plain_passes
+from bcnet.training.trainer import Trainer
+
+
+def train_width(
+    networks: Sequence[nn.Module],
+    batches: Sequence[TrainSource],
+    recipe: RecipeConfig,
+    *,
+    seeds: Sequence[int],
+    input_shape: Sequence[int],
+    device: torch.device,
+    bf16: bool = False,
+    checkpoint: Path | None = None,
+    **options: Any,
+) -> list[nn.Module]:
+    """Train networks that differ in their seed only, side by side where that is possible.
+
+    Args:
+        networks: freshly initialised, one per seed.
+        batches: training batches of every network.
+        recipe: epochs, optimizer, schedule.
+        seeds: of the networks.
+        input_shape: ``(C, H, W)`` of one image.
+        device: where to train.
+        bf16: autocast to bf16.
+        checkpoint: file to save to and resume from, for one network.
+        options: further arguments of `Trainer`, such as ``identity`` and ``label``.
+
+    Returns:
+        The trained networks in order, or one `NetworkStack` of all of them.
+    """
+    together: list[tuple[nn.Module, Any, int]]
+    try:
+        together = [_side_by_side(networks, batches, recipe, input_shape)]
+    except NotStackable:
+        together = list(zip(networks, batches, seeds, strict=True))
+    trained = []
+    for model, source, seed in together:
+        passes = model.passes if isinstance(model, NetworkStack) else plain_passes
+        trainer = Trainer(model, source, recipe, device=device, bf16=bf16, seed=seed, passes=passes, checkpoint=checkpoint, **options)
+        trainer.resume()
+        trainer.run()
+        trained.append(trainer.trained)
+    return trained
+
+
+def _side_by_side(
+    networks: Sequence[nn.Module], batches: Sequence[TrainSource], recipe: RecipeConfig, input_shape: Sequence[int]
+) -> tuple[nn.Module, Any, int]:
+    if len(networks) == 1:
+        raise NotStackable("one network is no stack")
+    if recipe.clip_norm is not None:
+        raise NotStackable("a limit on the gradient norm of a stack would couple its networks")
+    return NetworkStack(networks, input_shape), StackedBatches(batches), 0

@@ -1,0 +1,1 @@
+"""Ground truth: its files, building it, and holding scores against it."""

@@ -1,0 +1,186 @@
+"""Build ground truth: networks of a width space trained from scratch, one by one, on as many processes as there are.
+
+Finished widths go to a journal beside the file (``FILE.partial``), so a build that was killed goes on where it stopped;
+the file itself appears when the last one is done.
+"""
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from bcnet.config import Config
+from bcnet.errors import UserError, first_line
+from bcnet.experiment import Experiment
+from bcnet.files import write_text
+from bcnet.progress import ProgressBar
+from bcnet.space.widths import Widths
+from bcnet.training.stack import accuracies
+
+
+def build_truth(
+    config: Config, out: Path, widths: Sequence[Widths], num_seeds: int, *, workers: int = 1, ray_address: str | None = None
+) -> dict[str, Any]:
+    """Train every width with every seed by the config's ``retrain`` recipe and write the truth file.
+
+    All training images are used; test images are looked at once, after the last epoch. The result does not depend on the
+    number of workers, nor on how often the build was killed.
+
+    Args:
+        config: data, model, space and recipe.
+        out: the file to write.
+        widths: what to train.
+        num_seeds: seeds ``0..num_seeds-1``.
+        workers: processes.
+        ray_address: spread the workers over a Ray cluster instead of this machine.
+
+    Raises:
+        UserError: the file is there already, or its journal belongs to another build.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already; choose another --out, or look at it with: bcnet truth show {out}")
+    experiment = Experiment(config)
+    journal = Journal(out.with_name(out.name + ".partial"), _identity(config, num_seeds))
+    names = [experiment.space.encode(w) for w in widths]
+    missing = [name for name in names if name not in journal.accuracies]
+    with ProgressBar(f"truth, {num_seeds} seeds each", len(names), len(names) - len(missing)) as bar, journal:
+        for number, (name, acc) in enumerate(_train_all(config, missing, num_seeds, workers, ray_address), start=1):
+            journal.add(name, acc)
+            rate = bar.rate() * num_seeds * 60
+            bar.update(len(names) - len(missing) + number, f"{rate:,.0f} networks/min")
+    truth = {"meta": _meta(experiment, num_seeds)} | {name: _entry(experiment, name, journal.accuracies[name]) for name in names}
+    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in truth.items())
+    write_text(out, "{\n" + ",\n".join(lines) + "\n}\n")  # a line per width, so that changes can be read
+    journal.path.unlink()
+    return truth
+
+
+def _identity(config: Config, num_seeds: int) -> str:
+    tree = config.model_dump(mode="json")
+    parts = {key: tree[key] for key in ("data", "model", "space", "retrain")} | {"num_seeds": num_seeds}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _meta(experiment: Experiment, num_seeds: int) -> dict[str, Any]:
+    tree = experiment.config.model_dump(mode="json")
+    about = {key: tree[key] for key in ("data", "model", "space", "retrain")}
+    full = {cost: experiment.costs.range(cost)[1] for cost in ("flops", "params")}
+    images = {"train": experiment.data.num_images("full_train"), "test": experiment.data.num_images("test")}
+    seeds = list(range(num_seeds))
+    versions = experiment.environment()["versions"]
+    return {
+        "made_by": "bcnet truth build",
+        "accuracy": "last epoch, test images, per cent",
+        "full": full,
+        "images": images,
+        "seeds": seeds,
+        "config": about,
+        "versions": versions,
+    }
+
+
+def _entry(experiment: Experiment, name: str, acc: list[float]) -> dict[str, Any]:
+    widths = experiment.space.decode(name)
+    spread = stdev(acc) if len(acc) > 1 else 0.0
+    costs = {cost: experiment.costs.one(widths, cost) for cost in ("params", "flops")}
+    return {"acc": acc, "mean": fmean(acc), "std": spread} | costs
+
+
+class Journal:
+    """Finished widths, one JSON line each, below a line that says which build they belong to.
+
+    A line that a kill left half written is cut off.
+
+    Args:
+        path: the file.
+        identity: of the build.
+
+    Raises:
+        UserError: the file belongs to another build.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path = path
+        self.accuracies: dict[str, list[float]] = {}
+        head = json.dumps({"build": identity}).encode() + b"\n"
+        whole = path.read_bytes() if path.exists() else b""
+        whole = whole[: whole.rfind(b"\n") + 1]
+        if whole and not whole.startswith(head):
+            raise UserError(f"{path}: belongs to a build with another config or number of seeds; remove it or choose another --out")
+        for number, line in enumerate(whole.splitlines()[1:], start=2):
+            try:
+                entry = json.loads(line)
+                self.accuracies[entry["widths"]] = [float(a) for a in entry["acc"]]
+            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path}, line {number}: damaged; remove the line, its width will be trained again") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.truncate(len(whole))
+            if not whole:
+                file.write(head)
+
+    def __enter__(self) -> "Journal":
+        self._file = self.path.open("ab")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, name: str, acc: list[float]) -> None:
+        """Keep the accuracies of one width."""
+        self._file.write(json.dumps({"widths": name, "acc": acc}).encode() + b"\n")
+        self._file.flush()
+        self.accuracies[name] = acc
+
+
+# The workers ----------------------------------------------------------------------------------------------------------
+
+
+def _train_all(
+    config: Config, names: Sequence[str], num_seeds: int, workers: int, ray_address: str | None
+) -> Iterator[tuple[str, list[float]]]:
+    """Train the widths, in any order of completion; processes here and Ray workers elsewhere share one interface."""
+    if not names:
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    start = partial(_start_worker, config.model_dump_json(), num_seeds, threads)
+    if ray_address is not None:
+        try:
+            from ray.util.multiprocessing import Pool
+        except ImportError as error:
+            raise UserError("--ray wants the extra 'distributed': pip install 'bcnet[distributed]'") from error
+        try:
+            pool: Any = Pool(workers, initializer=start, ray_address=ray_address)
+        except (ConnectionError, ValueError) as error:
+            reason = first_line(error)
+            raise UserError(f"--ray {ray_address}: no Ray cluster there ({reason}); start one with: ray start --head") from error
+    else:
+        pool = torch.multiprocessing.get_context("spawn").Pool(workers, initializer=start)
+    with pool:
+        yield from pool.imap_unordered(_train_one, names, chunksize=1)
+
+
+_worker: dict[str, Any] = {}  # of a worker process: its experiment, number of seeds and test images
+
+
+def _start_worker(config_json: str, num_seeds: int, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(threads)
+    experiment = Experiment(Config.model_validate_json(config_json))
+    _worker.update(experiment=experiment, num_seeds=num_seeds, test=experiment.test)
+
+
+def _train_one(name: str) -> tuple[str, list[float]]:
+    """Train one width with all seeds; returns its name and accuracies in per cent."""
+    experiment: Experiment = _worker["experiment"]
+    channels = experiment.space.channels(experiment.space.decode(name))
+    trained = experiment.train_width(channels, range(_worker["num_seeds"]))
+    return name, [float(np.round(100 * value, 6)) for network in trained for value in accuracies(network, _worker["test"])]

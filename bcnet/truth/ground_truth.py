@@ -1,0 +1,184 @@
+"""Ground truth: accuracies of networks trained one by one, in the JSON format of Channel-Bench-Macro.
+
+``{"4432214": {"acc": [90.62, ...], "mean": ..., "std": ..., "params": ..., "flops": ...}, ...}``, accuracies in per cent,
+one per seed; a ``"meta"`` entry may stand beside the widths.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bcnet.errors import UserError
+from bcnet.files import read_json, shipped
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Accuracies and costs of many networks, in the order of the file.
+
+    Attributes:
+        names: width strings.
+        acc: per-seed test accuracies in per cent, ``(N, S)``.
+        flops: multiply-adds of one image, ``(N,)``.
+        params: ``(N,)``.
+        meta: what the file says of itself.
+        one_index: whether width strings are one index each (see `is_one_index`); unset: as the names and ``meta`` tell.
+    """
+
+    names: tuple[str, ...]
+    acc: Floats
+    flops: npt.NDArray[np.int64]
+    params: npt.NDArray[np.int64]
+    meta: dict[str, Any]
+    one_index: bool | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def mean(self) -> Floats:
+        """Mean accuracy over the seeds, ``(N,)``."""
+        mean: Floats = self.acc.mean(1)
+        return mean
+
+    @cached_property
+    def indices(self) -> npt.NDArray[np.int64]:
+        """Width indices, ``(N, groups)``."""
+        return np.array([width_indices(name, self._has_one_index) for name in self.names], dtype=np.int64)
+
+    @cached_property
+    def _has_one_index(self) -> bool:
+        return is_one_index(self.names, self.meta) if self.one_index is None else self.one_index
+
+    def full_cost(self, cost: str) -> int:
+        """FLOPs or params of the full model, as ``meta`` states them; else the largest of the file, which most files hold."""
+        stated = self.meta.get("full")
+        largest = int((self.flops if cost == "flops" else self.params).max())
+        return int(stated[cost]) if isinstance(stated, dict) and _is_number(stated.get(cost)) else largest
+
+    def rows(self, names: list[str], where: str) -> npt.NDArray[np.int64]:
+        """Positions of the given width strings.
+
+        Raises:
+            UserError: one is not in the truth; names the first and says how many.
+        """
+        place = {name: number for number, name in enumerate(self.names)}
+        absent = [name for name in names if name not in place]
+        if absent:
+            example = f"; the truth holds widths such as {self.names[0]!r}"
+            raise UserError(f"{where}: {len(absent)} of {len(names)} widths are not in the truth, first {absent[0]!r}{example}")
+        return np.array([place[name] for name in names], dtype=np.int64)
+
+    def subset(self, rows: npt.NDArray[np.int64]) -> "GroundTruth":
+        """The networks at the given positions."""
+        names = tuple(self.names[row] for row in rows)
+        return GroundTruth(names, self.acc[rows], self.flops[rows], self.params[rows], self.meta, self._has_one_index)
+
+
+CHANNEL_BENCH_DIGITS = "channel_bench_digits"  # all widths of digits/resnet, ten seeds each; ships with the package
+
+
+def find_truth(name: str) -> Path:
+    """The file for a path or for the name of the embedded benchmark.
+
+    Raises:
+        UserError: neither exists.
+    """
+    if name == CHANNEL_BENCH_DIGITS:
+        return shipped(f"benchmarks/{name}.json")
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"{name}: no such file; expected ground truth such as Results_MobileNet.json, or {CHANNEL_BENCH_DIGITS}, which is built in"
+        )
+    return path
+
+
+def load_ground_truth(path: Path) -> GroundTruth:
+    """Read and check a ground-truth file.
+
+    Raises:
+        UserError: missing file, wrong form; names the first offending widths, the field, and how many offend.
+    """
+    tree = read_json(path, 'ground truth such as {"4432214": {"acc": [90.6, 91.2], "params": 716234, "flops": 122923008}}')
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected an object of widths, found {type(tree).__name__}")
+    meta = tree.pop("meta", {})
+    if not tree:
+        raise UserError(f"{path}: holds no widths")
+    meta = meta if isinstance(meta, dict) else {}
+    seeds = len(_field(next(iter(tree.values())), "acc") or ())
+    is_one = is_one_index(list(tree), meta)
+    length = len(_digits(next(iter(tree)), is_one))
+    faults = ((name, _fault(name, _digits(name, is_one), entry, seeds, length)) for name, entry in tree.items())
+    wrong = [(name, reason) for name, reason in faults if reason]
+    if wrong:
+        name, reason = wrong[0]
+        raise UserError(f"{path}: {name!r}: {reason} ({len(wrong)} of {len(tree)} entries are wrong)")
+    entries = list(tree.values())
+    acc = np.array([entry["acc"] for entry in entries], dtype=np.float64)
+    flops = np.array([entry["flops"] for entry in entries], dtype=np.int64)
+    params = np.array([entry["params"] for entry in entries], dtype=np.int64)
+    return GroundTruth(tuple(tree), acc, flops, params, meta)
+
+
+def is_one_index(names: Sequence[str], meta: Mapping[str, Any]) -> bool:
+    """Whether width strings are one index each, of a space of one group with ten bins or more.
+
+    ``"12"`` alone could be two indices. Other names of the file tell (some have one digit, or a zero), or the config in its ``meta``.
+    """
+    if any("-" in name or len(name) > 3 for name in names):
+        return False
+    config = meta.get("config")
+    space = config.get("space") if isinstance(config, dict) else None
+    bins = space.get("bins") if isinstance(space, dict) else None
+    lengths = {len(name) for name in names}
+    return (isinstance(bins, int) and bins >= 10) or (len(lengths) > 1 and 1 in lengths) or any("0" in name[1:] for name in names)
+
+
+def width_indices(name: str, is_one: bool = False) -> list[int]:
+    """The indices of a width string: ``"4432214"``, ``"12-7-20"``, or ``"12"`` where `is_one_index`."""
+    return [int(digit) for digit in _digits(name, is_one)]
+
+
+def _digits(name: str, is_one: bool) -> list[str]:
+    return name.split("-") if "-" in name or is_one else list(name)
+
+
+def _field(entry: Any, name: str) -> Any:
+    return entry.get(name) if isinstance(entry, dict) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _fault(name: str, digits: Sequence[str], entry: Any, seeds: int, length: int) -> str | None:
+    """What is wrong with one entry, if anything."""
+    if not all(digit.isascii() and digit.isdigit() and int(digit) > 0 for digit in digits):
+        return "is not a width string such as '4432214'"
+    if len(digits) != length:
+        return f"has {len(digits)} indices, the first entry has {length}"
+    if not isinstance(entry, dict):
+        return "is not an object with acc, params and flops"
+    acc = entry.get("acc")
+    if not isinstance(acc, list) or not acc or not all(_is_number(a) and 0 <= a <= 100 for a in acc):
+        return f"field 'acc' is {acc!r}: expected a list of accuracies in per cent"
+    if len(acc) != seeds:
+        return f"field 'acc' holds {len(acc)} seeds, the first entry {seeds}"
+    for field in ("params", "flops"):
+        value = entry.get(field)
+        if value is None or not _is_number(value) or value <= 0 or value != int(value):
+            return f"field {field!r} is {value!r}: expected a positive integer"
+    mean = entry.get("mean")
+    if mean is not None and not (_is_number(mean) and abs(mean - sum(acc) / len(acc)) < 0.01):
+        return f"field 'mean' is {mean!r}, but the mean of 'acc' is {sum(acc) / len(acc):.4f}"
+    return None

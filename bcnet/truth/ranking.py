@@ -1,0 +1,167 @@
+"""How well scores rank networks: correlations with ground truth, beside what counting FLOPs would give."""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from bcnet.errors import UserError
+from bcnet.results import Correlations, Estimate, Ranking, Regret
+from bcnet.space.cost import limit_of
+from bcnet.truth.ground_truth import GroundTruth
+
+Floats = npt.NDArray[np.float64]
+TOP_K = (10, 50, 100, 500)
+DEFAULT_BUDGETS = ("flops=0.25", "flops=0.5", "flops=0.75")
+
+
+def _kendall(x: Floats, y: Floats) -> float:
+    return float(stats.kendalltau(x, y, variant="b").statistic)
+
+
+def _spearman(x: Floats, y: Floats) -> float:
+    return float(stats.spearmanr(x, y).statistic)
+
+
+def _pearson(x: Floats, y: Floats) -> float:
+    return float(stats.pearsonr(x, y).statistic)
+
+
+CORRELATIONS: dict[str, Callable[[Floats, Floats], float]] = {"kendall": _kendall, "spearman": _spearman, "pearson": _pearson}
+
+
+def correlate(scores: Floats, truth: Floats, *, resamples: int = 200, seed: int = 0) -> Correlations:
+    """Kendall tau-b, Spearman and Pearson correlation (SciPy's, with ties), each with a 95 % bootstrap interval.
+
+    Args:
+        scores: predictions ``(N,)``.
+        truth: ground truth ``(N,)``.
+        resamples: bootstrap samples of the networks; 0: no interval.
+        seed: of the bootstrap.
+
+    Returns:
+        NaN where one side is constant.
+    """
+    rng = np.random.default_rng(seed)
+    samples = rng.integers(len(scores), size=(resamples, len(scores)))
+    constant = bool(np.ptp(scores) == 0 or np.ptp(truth) == 0)
+    estimates = {}
+    for name, function in CORRELATIONS.items():
+        value = float("nan") if constant else function(scores, truth)
+        low = high = value
+        if resamples and not constant:
+            draws = [function(scores[rows], truth[rows]) for rows in samples if np.ptp(scores[rows]) and np.ptp(truth[rows])]
+            low, high = (float(q) for q in np.quantile(draws, [0.025, 0.975]))
+        estimates[name] = Estimate(value=value, low=low, high=high)
+    return Correlations(**estimates)
+
+
+def noise_ceiling(acc: Floats, seeds: int | None = None) -> float | None:
+    """Kendall tau that a perfect predictor would reach against the mean of the seeds.
+
+    The mean tau between two single seeds gives, through Greiner's relation ``rho = sin(pi tau / 2)``, the reliability of
+    one seed; Spearman-Brown that of the mean of ``S`` seeds; its square root is the correlation of the mean with the
+    noise-free accuracy, which goes back to tau. Exact for normal accuracies and noise.
+
+    Args:
+        acc: accuracies ``(N, S)``.
+        seeds: how many seeds the mean is over; by default all ``S``.
+
+    Returns:
+        The ceiling, or ``None`` with fewer than two seeds.
+    """
+    measured = acc.shape[1]
+    if measured < 2:
+        return None
+    seeds = seeds or measured
+    pairs = list(combinations(range(measured), 2))
+    one = float(np.sin(np.pi / 2 * np.mean([_kendall(acc[:, a], acc[:, b]) for a, b in pairs])))
+    one = max(one, 0.0)
+    reliability = seeds * one / (1 + (seeds - 1) * one)
+    return float(2 / np.pi * np.arcsin(np.sqrt(reliability)))
+
+
+def top_k_precision(scores: Floats, truth: Floats, k: int) -> float:
+    """Share of the ``k`` networks with the highest scores that are among the ``k`` truly best."""
+    best = [set(np.argsort(-values, kind="stable")[:k].tolist()) for values in (scores, truth)]
+    return len(best[0] & best[1]) / k
+
+
+def regret(scores: Floats, truth: GroundTruth, budget: str) -> Regret:
+    """What picking the highest score under a budget loses against the truly best network under it.
+
+    Args:
+        scores: predictions ``(N,)``, aligned with the truth; NaN for networks that were not scored.
+        truth: ground truth.
+        budget: ``flops=0.5`` (a fraction of the full model's), ``flops=150M``, ``params=...``.
+
+    Returns:
+        The pick among the scored networks, the best of all networks of the truth, their accuracies in per cent and the difference.
+
+    Raises:
+        UserError: not a budget, or no scored network keeps it.
+    """
+    cost, _, value = budget.partition("=")
+    if cost not in ("flops", "params") or not value:
+        raise UserError(f"budget {budget!r} is not COST=VALUE, e.g. flops=150M or params=0.5")
+    costs = truth.flops if cost == "flops" else truth.params
+    limit = limit_of(value, truth.full_cost(cost), f"budget {budget!r}")
+    is_scored = ~np.isnan(scores)
+    allowed = np.flatnonzero(costs <= limit)
+    candidates = allowed[is_scored[allowed]]
+    if not len(candidates):
+        reach = f"{costs[is_scored].min()} to {costs[is_scored].max()}"
+        raise UserError(f"budget {budget!r} cannot be met: {cost} of the scored networks reach from {reach}")
+    pick = candidates[np.argmax(scores[candidates])]
+    best = allowed[np.argmax(truth.mean[allowed])]
+    return Regret(
+        budget=budget,
+        pick=truth.names[pick],
+        pick_accuracy=float(truth.mean[pick]),
+        best=truth.names[best],
+        best_accuracy=float(truth.mean[best]),
+        regret=float(truth.mean[best] - truth.mean[pick]),
+    )
+
+
+def rank(
+    scores: dict[str, float], truth: GroundTruth, *, budgets: Sequence[str] = (), resamples: int = 200, truth_name: str = ""
+) -> Ranking:
+    """Everything the scores can be held against: correlations, baselines, ceiling, top-k precision, regret.
+
+    Args:
+        scores: score of each width string, higher is better.
+        truth: ground truth that holds all of them.
+        budgets: under which to compute the regret; by default those of 25, 50 and 75 % of the full model's FLOPs that any keeps.
+        resamples: bootstrap samples.
+        truth_name: of the truth's file.
+
+    Raises:
+        UserError: widths that are not in the truth, or fewer than three.
+    """
+    if len(scores) < 3:
+        raise UserError(f"{len(scores)} scored widths cannot be ranked: at least 3 are needed")
+    rows = truth.rows(list(scores), "scores")
+    part = truth.subset(rows)
+    of_all = np.full(len(truth), np.nan)
+    of_all[rows] = list(scores.values())
+    reachable = part.flops.min() / truth.full_cost("flops")
+    budgets = budgets or [budget for budget in DEFAULT_BUDGETS if float(budget.partition("=")[2]) >= reachable]
+    predictors = {
+        "score": np.array(list(scores.values()), dtype=np.float64),
+        "flops": part.flops.astype(np.float64),
+        "params": part.params.astype(np.float64),
+        "sum_of_widths": part.indices.sum(1).astype(np.float64),
+    }
+    return Ranking(
+        num_networks=len(part),
+        num_in_truth=len(truth),
+        num_seeds=int(part.acc.shape[1]),
+        predictors={name: correlate(values, part.mean, resamples=resamples) for name, values in predictors.items()},
+        noise_ceiling=noise_ceiling(part.acc),
+        top_k_precision={str(k): top_k_precision(predictors["score"], part.mean, k) for k in TOP_K if 2 * k <= len(part)},
+        regret=[regret(of_all, truth, budget) for budget in budgets],
+        truth=truth_name,
+    )

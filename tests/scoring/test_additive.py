@@ -1,0 +1,79 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from bcnet.commands.score import search_widths
+from bcnet.errors import UserError
+from bcnet.run import Run
+from bcnet.scoring.additive import WidthEffects
+from bcnet.space.sampling import balanced_sample
+from bcnet.space.widths import Group, Space
+
+
+def test_effects_are_those_of_an_additive_truth():
+    """Whatever the unit, and for any width vectors that are enough; noise lowers the explained share alone."""
+    rng = np.random.default_rng(0)
+    worth = rng.normal(size=(3, 4))
+    widths = np.unique(rng.integers(1, 5, (200, 3)), axis=0)
+    exact = worth[np.arange(3), widths - 1].sum(1)
+    for scale, shift in ((1, 0), (7, 100)):
+        model = WidthEffects.fit(widths, scale * exact + shift)
+        np.testing.assert_allclose(model.effects, scale * (worth - worth.mean(1, keepdims=True)), atol=1e-9)
+        assert model.explained == pytest.approx(1)
+        assert model.mean == pytest.approx(scale * worth.mean(1).sum() + shift)
+        np.testing.assert_allclose(model.predict(widths), scale * exact + shift)
+    assert WidthEffects.fit(widths, exact + rng.normal(0, exact.std(), len(widths))).explained < 0.8
+    without_two = widths[:, 1] != 2
+    model = WidthEffects.fit(widths[without_two], exact[without_two])
+    assert np.argwhere(np.isnan(model.effects)).tolist() == [[1, 1]]
+    np.testing.assert_allclose(model.predict(widths[without_two]), exact[without_two])
+    assert WidthEffects.fit(widths[::4], exact[::4]) is None
+    assert WidthEffects.fit(widths, np.ones(len(widths))) is None
+
+
+@pytest.mark.parametrize("count", [25, 200, 1023])
+def test_a_sample_shows_every_width_about_equally_often(count):
+    space = Space(tuple(Group.of_bins(f"g{n}", 10, bins=5, min_bins=2) for n in range(5)))
+    sample = balanced_sample(space, count, seed=1)
+    assert len(set(sample)) == len(sample) == count
+    assert sample == sorted(sample)
+    assert sample != balanced_sample(space, count, seed=2)
+    assert sample == balanced_sample(space, count, seed=1)
+    for column in zip(*sample, strict=True):
+        often = Counter(column)
+        assert set(often) == {2, 3, 4, 5}
+        assert max(often.values()) - min(often.values()) <= max(1, 0.2 * count / 4)
+
+
+def test_a_sample_as_large_as_the_space_is_the_space(run):
+    assert balanced_sample(run.space, 1024, seed=0) == balanced_sample(run.space, 5000, seed=1) == list(run.space.enumerate())
+
+
+def test_additive_scores_are_the_model_of_the_samples_scores(run):
+    chosen = Run.open(run.folder, ["score.additive=120"])
+    scorer = chosen.scorer
+    wanted = list(run.space.enumerate())
+    found = scorer.score_many(wanted)
+    assert set(scorer.evaluations) == {run.space.encode(widths) for widths in scorer.sample}  # and nothing else was evaluated
+    exact = run.scorer.score_many(scorer.sample)
+    model = WidthEffects.fit(scorer.sample, [exact[widths] for widths in scorer.sample])
+    np.testing.assert_allclose([found[widths] for widths in wanted], model.predict(wanted))
+    accuracies = run.scorer.read(scorer.sample, metric="accuracy", sides=["left"])
+    predicted = scorer.read(wanted, metric="accuracy", sides=["left"])
+    np.testing.assert_allclose(predicted, WidthEffects.fit(scorer.sample, accuracies).predict(wanted))
+
+
+def test_a_sample_too_small_for_its_unknowns_is_refused(run):
+    with pytest.raises(UserError, match=r"score\.additive is 39: 5 groups of 4 widths each need at least 40 scored ones"):
+        _ = Run.open(run.folder, ["score.additive=39"]).scorer
+
+
+def test_a_search_by_additive_scores_says_so_and_finds_their_best(run, capsys):
+    run = Run.open(run.folder, ["score.additive=60", "search.evaluations=200"])
+    record = search_widths(run, ["flops=0.5"], print)
+    assert f"best of {len(record.evaluated)} predicted from 60 scored: {record.best.widths}" in capsys.readouterr().out
+    assert len(run.scorer.evaluations) == 60
+    allowed = [widths for widths in run.space.enumerate() if run.costs.one(widths, "flops") <= record.settings.budgets[0].limit]
+    scores = run.scorer.score_many(allowed)
+    assert record.best.score == pytest.approx(max(scores.values()))

@@ -1,0 +1,110 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from bcnet.config import load_config
+from bcnet.errors import UserError
+from bcnet.experiment import Experiment
+from bcnet.scoring.evaluate import evaluate
+from bcnet.training.stack import NetworkStack, StackedBatches, accuracies
+from bcnet.training.trainer import Trainer
+from bcnet.truth.build import Journal, build_truth
+from bcnet.truth.ground_truth import load_ground_truth
+
+QUICK = ["retrain.epochs=0.5"]
+
+
+@pytest.fixture
+def config():
+    return load_config("digits/truth", QUICK)
+
+
+def test_a_stack_trains_each_network_as_if_alone(config, tmp_path):
+    run = Experiment(config)
+    recipe = config.retrain.model_copy(update={"epochs": 0.2, "ema_decay": 0.5})  # three steps: rounding has no time to grow
+    test = run.data.eval_batches("test", 400)
+    alone, found = [], []
+    for seed in range(3):
+        model = run.build_model(seed)
+        trainer = Trainer(model, run.data.train_batches("full_train", 64, seed), recipe, device=run.device)
+        trainer.run()
+        alone.append(trainer)
+        found.append(evaluate(trainer.trained, test)["accuracy"])
+    stack = NetworkStack([run.build_model(seed) for seed in range(3)], run.data.input_shape)
+    batches = StackedBatches([run.data.train_batches("full_train", 64, seed) for seed in range(3)])
+    together = Trainer(stack, batches, recipe, device=run.device, passes=stack.passes)
+    together.run()
+    assert together.total_steps == alone[0].total_steps == 3
+    weights = dict(together.trained.named_parameters()) | dict(together.trained.named_buffers())
+    for number, trainer in enumerate(alone):
+        for name, tensor in [*trainer.trained.named_parameters(), *trainer.trained.named_buffers()]:
+            whole = weights[f"body.{name}"]
+            part = whole.view(3, *tensor.shape)[number] if tensor.ndim else whole
+            torch.testing.assert_close(part, tensor, rtol=1e-3, atol=1e-4)
+    assert accuracies(together.trained, test) == pytest.approx(found, abs=0.01)
+
+
+def test_the_file_has_the_benchmarks_form_and_does_not_depend_on_the_workers(config, tmp_path):
+    widths = [(1, 2, 3, 4, 1), (4, 4, 4, 4, 4), (2, 2, 2, 2, 2)]
+    for workers in (1, 2):
+        build_truth(config, tmp_path / f"{workers}.json", widths, 2, workers=workers)
+    one, two = ((tmp_path / f"{n}.json").read_text() for n in (1, 2))
+    assert one == two
+    truth = load_ground_truth(tmp_path / "1.json")
+    assert truth.names == ("12341", "44444", "22222")
+    assert truth.acc.shape == (3, 2)
+    costs = Experiment(config).costs
+    assert truth.flops.tolist() == costs.of_widths(widths, "flops").tolist()
+    assert truth.meta["config"]["retrain"]["epochs"] == 0.5
+    assert not list(tmp_path.glob("*.partial"))
+    with pytest.raises(UserError, match="is there already"):
+        build_truth(config, tmp_path / "1.json", widths, 2)
+
+
+def test_a_killed_build_goes_on_and_ends_the_same(tmp_path):
+    arguments = ["truth", "build", "digits/truth", *QUICK, "--widths", "random:24", "--seeds", "2", "--workers", "1", "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-m", "bcnet", *arguments, str(tmp_path / "whole.json")], check=True, capture_output=True, env=environment
+    )
+    journal = tmp_path / "killed.json.partial"
+    lengths = []
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        before = journal.read_bytes().count(b"\n") if journal.exists() else 1
+        life = subprocess.Popen(
+            [sys.executable, "-m", "bcnet", *arguments, str(tmp_path / "killed.json")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        while life.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > before + 3):
+            time.sleep(0.005)
+        assert life.poll() is None
+        life.send_signal(number)
+        life.wait()
+        lengths.append(journal.read_bytes().count(b"\n"))
+    assert 1 < lengths[0] < lengths[1] < 25
+    with journal.open("ab") as file:
+        file.write(b'{"widths": "444')  # as a kill inside a write would leave it
+    subprocess.run(
+        [sys.executable, "-m", "bcnet", *arguments, str(tmp_path / "killed.json")], check=True, capture_output=True, env=environment
+    )
+    assert (tmp_path / "whole.json").read_bytes() == (tmp_path / "killed.json").read_bytes()
+
+
+def test_a_journal_of_another_build_or_a_damaged_one_is_refused(tmp_path):
+    path = tmp_path / "journal"
+    with Journal(path, "a") as journal:
+        journal.add("11", [50.0])
+    assert Journal(path, "a").accuracies == {"11": [50.0]}
+    with pytest.raises(UserError, match="another config"):
+        Journal(path, "b")
+    path.write_text(path.read_text() + "nonsense\n" + json.dumps({"widths": "12", "acc": [1.0]}) + "\n")
+    with pytest.raises(UserError, match="line 3: damaged"):
+        Journal(path, "a")

@@ -1,0 +1,79 @@
+import json
+
+import numpy as np
+import pytest
+
+from bcnet.cli import main
+from bcnet.config import load_config
+from bcnet.errors import UserError
+from bcnet.models.digits import DigitsResNet
+from bcnet.results import Comparison, read_record
+from bcnet.space.cost import CostTable
+from bcnet.space.trace import trace
+from bcnet.truth.compare import baselines, check_costs, compare
+from bcnet.truth.ground_truth import GroundTruth, load_ground_truth
+
+QUICK = ["train.epochs=2", "score.calibration_images=64", "score.max_images=100"]
+
+
+@pytest.fixture(scope="module")
+def costs():
+    return CostTable(trace(DigitsResNet(), (1, 8, 8)))
+
+
+@pytest.fixture
+def truth(costs, tmp_path):
+    """Accuracies that grow with the channels, with noise; costs are those of the model."""
+    rng = np.random.default_rng(0)
+    space = costs.space
+    widths = [space.sample(rng) for _ in range(40)]
+    tree = {}
+    for w in widths:
+        acc = [60 + sum(w) + float(rng.normal()) for _ in range(3)]
+        tree[space.encode(w)] = {"acc": acc, "params": costs.one(w, "params"), "flops": costs.one(w, "flops")}
+    (tmp_path / "truth.json").write_text(json.dumps(tree))
+    return load_ground_truth(tmp_path / "truth.json")
+
+
+def test_methods_get_equal_passes_and_a_second_call_trains_nothing(tmp_path, truth, monkeypatch):
+    configs = {name: load_config(f"digits/{name}", QUICK) for name in ("bcnetv2", "autoslim", "uniform")}
+    found = compare(configs, truth, 2, tmp_path / "out")
+    assert {seed.passes for method in found.methods.values() for seed in method.per_seed} == {40}
+    assert [method.epochs for method in found.methods.values()] == [2, 1, 4]
+    assert len({seed.kendall for seed in found.methods["bcnetv2"].per_seed}) == 2
+    monkeypatch.setattr("bcnet.training.trainer.Trainer._train_step", None)
+    monkeypatch.setattr("bcnet.scoring.scorer.Scorer._evaluate", None)
+    again = compare(configs, truth, 2, tmp_path / "out")
+    assert read_record(tmp_path / "out" / "compare.json", Comparison, "a comparison") == found == again
+
+
+def test_the_command_prints_a_table_and_a_page(tmp_path, truth, capsys):
+    arguments = ["compare", "digits/bcnetv2", "digits/uniform", "--truth", str(tmp_path / "truth.json"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--seeds", "1", *QUICK])
+    assert not caught.value.code
+    out = capsys.readouterr().out
+    for word in ("bcnetv2", "uniform", "FLOPs", "sum of widths", "ceiling"):
+        assert word in out
+    assert (tmp_path / "out" / "index.html").read_text().count("data:image/png;base64,") == 3
+
+
+def test_ridge_regression_on_a_few_truths_ranks_an_additive_truth(costs):
+    widths = np.array(list(costs.space.enumerate()))
+    mean = (widths**0.5) @ np.array([3.0, 1, 2, 1, 2])
+    names = tuple(costs.space.encode(w) for w in widths.tolist())
+    truth = GroundTruth(names, 60 + mean[:, None], costs.of_widths(widths, "flops"), costs.of_widths(widths, "params"), {})
+    rows = baselines(truth, repeats=3)
+    assert 0.85 < rows["ridge on 32 true accuracies"].kendall < rows["ridge on 128 true accuracies"].kendall <= 1
+    assert rows["FLOPs"].kendall < rows["ridge on 32 true accuracies"].kendall
+
+
+def test_a_truth_of_another_model_is_refused(truth, costs):
+    check_costs(truth, costs)
+    flops = truth.flops.copy()
+    flops[3] += 1
+    wrong = GroundTruth(truth.names, truth.acc, flops, truth.params, {})
+    with pytest.raises(UserError, match=rf"{truth.names[3]}.*\(1 of {len(truth)} differ\)"):
+        check_costs(wrong, costs)
+    with pytest.raises(UserError, match="another space"):
+        check_costs(GroundTruth(("123",), truth.acc[:1], flops[:1], truth.params[:1], {}), costs)
