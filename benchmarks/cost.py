@@ -2,12 +2,14 @@
 
     python benchmarks/cost.py [FOLDER] [--quick] [--out FILE]
 
-Where FOLDER holds Results_MobileNet.json and Results_ResNet*.json of Channel-Bench-Macro, FLOPs and params of all 2 x 16,384
-networks are compared with the benchmark's own. Prints one JSON record.
+FOLDER holds Results_MobileNet*.json and Results_ResNet*.json of Channel-Bench-Macro: FLOPs and params of all 2 x 16,384 networks
+are compared with the benchmark's own; without it nothing is. Prints one JSON record.
 """
 
 import argparse
 import json
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +18,35 @@ import torch
 from measure import interleave, spread
 from torch import nn
 
+from bcnet.machine import environment
 from bcnet.models.channel_bench import MOBILENET_CHANNELS, RESNET_CHANNELS, MobileNet, ResNet
-from bcnet.runtime import environment
 from bcnet.space.cost import CostTable
 from bcnet.space.trace import trace
 
 CALLS = 1000  # of the table in one measurement
+Factory = Callable[..., nn.Module]
+MODELS: dict[str, tuple[Factory, Sequence[int]]] = {"MobileNet": (MobileNet, MOBILENET_CHANNELS), "ResNet": (ResNet, RESNET_CHANNELS)}
 
 
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("folder", type=Path, nargs="?", help="of Channel-Bench-Macro")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    files = {name: sorted(options.folder.glob(f"Results_{name}*.json")) for name in MODELS} if options.folder else {}
+    for name, paths in files.items():
+        if not paths:
+            parser.error(f"{options.folder}: holds no Results_{name}*.json of Channel-Bench-Macro (github.com/xiusu/Channel-Bench-Macro)")
+    if not files:
+        print("no FOLDER of Channel-Bench-Macro's Results_*.json given: costs are timed, not compared with its own", file=sys.stderr)
     record: dict[str, Any] = {}
-    for name, factory, full in (("MobileNet", MobileNet, MOBILENET_CHANNELS), ("ResNet", ResNet, RESNET_CHANNELS)):
-        table = CostTable(trace(factory(), (3, 32, 32)))
+    for name, (factory, full) in MODELS.items():
+        table = CostTable(trace(factory(channels=full), (3, 32, 32)))
         record[name] = measure(table, factory, full, 5 if options.quick else 25)
-        if options.folder:
-            path = next(iter(sorted(options.folder.glob(f"Results_{name}*.json"))))
-            truth = json.loads(path.read_text())
-            widths = [table.space.decode(arch) for arch in truth]
-            found = {cost: table.of_widths(widths, cost).tolist() for cost in ("flops", "params")}
-            differences = {cost: sum(a != e[cost] for a, e in zip(found[cost], truth.values(), strict=True)) for cost in found}
-            record[name] |= {"compared_with": path.name, "networks": len(truth), "differences": differences}
+        if files:
+            record[name] |= compare(table, files[name][0])
     record["environment"] = environment()
     text = json.dumps(record, indent=1)
     print(text)
@@ -49,7 +54,18 @@ def main() -> None:
         options.out.write_text(text + "\n")
 
 
-def measure(table: CostTable, factory: Any, full: tuple[int, ...], rounds: int) -> dict[str, Any]:
+def compare(table: CostTable, path: Path) -> dict[str, Any]:
+    """How many networks cost something else than the benchmark says."""
+    truth = json.loads(path.read_text())
+    widths = [table.space.decode(arch) for arch in truth]
+    differences = {
+        cost: sum(own != entry[cost] for own, entry in zip(table.of_widths(widths, cost).tolist(), truth.values(), strict=True))
+        for cost in ("flops", "params")
+    }
+    return {"compared_with": path.name, "networks": len(truth), "differences": differences}
+
+
+def measure(table: CostTable, factory: Factory, full: Sequence[int], rounds: int) -> dict[str, Any]:
     """Seconds per width vector of both ways, turn by turn, and of the whole space at once."""
     everything = list(table.space.enumerate())
     some = everything[:: len(everything) // rounds]

@@ -11,19 +11,18 @@ Prints a Markdown table, and draws ``headline.png`` with ``--out``.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from bcnet.benchmark.ground_truth import GroundTruth, load_ground_truth, width_indices
-from bcnet.benchmark.ranking import correlate, noise_ceiling
-from bcnet.benchmark.scores import load_scores
 from bcnet.errors import UserError
 from bcnet.files import read_json
-from bcnet.search.effects import WidthEffects
+from bcnet.results import Correlations
+from bcnet.scoring.additive import WidthEffects
+from bcnet.truth.ground_truth import Floats, GroundTruth, load_ground_truth, width_indices
+from bcnet.truth.ranking import correlate, noise_ceiling
+from bcnet.truth.score_files import load_scores
 
-Floats = npt.NDArray[np.float64]
+Rows = dict[str, tuple[str, Correlations]]  # predictor -> its colour and how it ranks
 OURS, BASELINE, RELEASED, READ_ADDITIVELY, COUNTED = "#2563eb", "#93c5fd", "#ea580c", "#fdba74", "#94a3b8"
 
 
@@ -53,7 +52,7 @@ def named(text: str) -> tuple[str, Path]:
 def compare(options: argparse.Namespace) -> None:
     """Read everything, print the table and draw."""
     given = [(OURS, *one) for one in options.scores] + [(BASELINE, *one) for one in options.baseline]
-    predictors = {name: (colour, load_scores(file)) for colour, name, file in given}
+    predictors = {name: (colour, load_scores(file).scores) for colour, name, file in given}
     if len(predictors) < len(given):
         raise UserError("two score files have the same NAME: give each its own")
     if options.released:
@@ -81,7 +80,7 @@ def compare(options: argparse.Namespace) -> None:
         draw(options.out / "headline.png", parts, rows)
 
 
-def rows_of(part: GroundTruth, predictors: dict[str, tuple[str, dict[str, float]]]) -> dict[str, tuple[str, dict[str, Any]]]:
+def rows_of(part: GroundTruth, predictors: dict[str, tuple[str, dict[str, float]]]) -> Rows:
     """Colour and correlations of every predictor and every count on the same networks."""
     columns: dict[str, tuple[str, Floats]] = {
         name: (colour, np.array([scores[arch] for arch in part.names])) for name, (colour, scores) in predictors.items()
@@ -92,34 +91,34 @@ def rows_of(part: GroundTruth, predictors: dict[str, tuple[str, dict[str, float]
     return {name: (colour, correlate(values, part.mean)) for name, (colour, values) in columns.items()}
 
 
-def table(parts: dict[str, GroundTruth], rows: dict[str, dict[str, tuple[str, dict[str, Any]]]]) -> str:
+def table(parts: dict[str, GroundTruth], rows: dict[str, Rows]) -> str:
     """Markdown: a row per predictor, a column per set of networks."""
     heads = [f"{label}, {len(part):,} networks" for label, part in parts.items()]
     lines = [f"| Kendall tau-b (95 % bootstrap) | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
     for name in next(iter(rows.values())):
-        taus = [column[name][1]["kendall"] for column in rows.values()]
-        lines.append(f"| {name} | " + " | ".join(f"{t['value']:.3f} ({t['low']:.3f} to {t['high']:.3f})" for t in taus) + " |")
+        taus = [column[name][1].kendall for column in rows.values()]
+        lines.append(f"| {name} | " + " | ".join(f"{tau.value:.3f} ({tau.low:.3f} to {tau.high:.3f})" for tau in taus) + " |")
     ceilings = [noise_ceiling(part.acc) for part in parts.values()]
     lines.append("| noise ceiling | " + " | ".join("" if one is None else f"{one:.3f}" for one in ceilings) + " |")
     return "\n".join(lines) + "\n"
 
 
-def draw(path: Path, parts: dict[str, GroundTruth], rows: dict[str, dict[str, tuple[str, dict[str, Any]]]]) -> None:
+def draw(path: Path, parts: dict[str, GroundTruth], rows: dict[str, Rows]) -> None:
     """Bars of tau with their intervals, the ceiling as a line."""
     from matplotlib.figure import Figure
 
-    names = sorted(rows["all"], key=lambda name: rows["all"][name][1]["kendall"]["value"])
+    names = sorted(rows["all"], key=lambda name: rows["all"][name][1].kendall.value)
     figure = Figure(figsize=(11, 1.2 + 0.34 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)
     for axis, (label, part) in zip(axes[0], parts.items(), strict=True):
-        taus = [rows[label][name][1]["kendall"] for name in names]
-        values = [tau["value"] for tau in taus]
-        errors = [[tau["value"] - tau["low"] for tau in taus], [tau["high"] - tau["value"] for tau in taus]]
+        taus = [rows[label][name][1].kendall for name in names]
+        values = [tau.value for tau in taus]
+        errors = [[tau.value - tau.low for tau in taus], [tau.high - tau.value for tau in taus]]
         axis.barh(names, values, xerr=errors, color=[rows[label][name][0] for name in names], ecolor="#334155")
         for place, (name, value) in enumerate(zip(names, values, strict=True)):
             inside = value > 0.15
             dark = inside and rows[label][name][0] not in (BASELINE, READ_ADDITIVELY)
-            start = 0.01 if inside else 0.01 + max(0.0, taus[place]["high"])
+            start = 0.01 if inside else 0.01 + max(0.0, taus[place].high)
             axis.text(start, place, f"{value:.3f}", va="center", fontsize=8, color="white" if dark else "black")
         ceiling = noise_ceiling(part.acc)
         if ceiling is not None:

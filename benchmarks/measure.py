@@ -1,16 +1,22 @@
-"""What the benchmarks share: interleaved timing, operation counts, memory, and the ceilings of the machine."""
+"""What the benchmarks share: interleaved timing, operation counts, memory, the ceilings of the machine, equality to the last bit."""
 
 import ctypes
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from bcnet.machine import use_bf16
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def synchronize(device: torch.device) -> None:
@@ -41,9 +47,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 class _Counter(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
@@ -52,7 +56,8 @@ class _Counter(TorchDispatchMode):
 
 def count_operations(call: Callable[[], object]) -> int:
     """Operations that PyTorch dispatches, views included; a fused kernel of ours is its allocations only."""
-    with _Counter() as counter:
+    counter = _Counter()  # type: ignore[no-untyped-call]
+    with counter:
         call()
     return counter.count
 
@@ -79,17 +84,28 @@ def _status(field: str) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
-def ceilings(device: torch.device, quick: bool) -> dict[str, float]:
-    """Best of a few: matrix product in Gmultiply-adds/s, copying in GB/s (read plus write)."""
-    size, best = (2048 if device.type == "cpu" else 8192), {}
-    for name, dtype in (("matmul_fp32_gmacs", torch.float32), ("matmul_bf16_gmacs", torch.bfloat16)):
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        seconds = interleave({"": lambda _, a=a, b=b: a @ b}, 3 if quick else 8, device)[""]
-        best[name] = size**3 / min(seconds) / 1e9
+def precisions(device: torch.device) -> dict[str, bool]:
+    """What to measure, by name, and whether it is bf16: that only on hardware that computes in it, for elsewhere it takes minutes."""
+    if use_bf16("auto", device):
+        return {"fp32": False, "bf16": True}
+    print("this hardware does not compute in bf16, which is left out", file=sys.stderr)
+    return {"fp32": False}
+
+
+def ceilings(device: torch.device, quick: bool, names: Iterable[str]) -> dict[str, float]:
+    """Best of a few: matrix product in Gmultiply-adds/s for every precision, copying in GB/s (read plus write)."""
+    size = 2048 if device.type == "cpu" else 8192
+    best: dict[str, float] = {}
+
+    def fastest(call: Callable[[], object]) -> float:
+        return min(interleave({"": lambda _: call()}, 3 if quick else 8, device)[""])
+
+    for name in names:
+        a, b = (torch.randn(size, size, device=device).to(_DTYPES[name]) for _ in range(2))
+        best[f"matmul_{name}_gmacs"] = size**3 / fastest(partial(torch.matmul, a, b)) / 1e9
     source = torch.zeros(2**26, device=device)
     target = torch.empty_like(source)
-    seconds = interleave({"": lambda _: target.copy_(source)}, 3 if quick else 8, device)[""]
-    best["copy_gb_per_s"] = 2 * source.numel() * 4 / min(seconds) / 1e9
+    best["copy_gb_per_s"] = 2 * source.numel() * 4 / fastest(partial(target.copy_, source)) / 1e9
     return best
 
 
@@ -97,3 +113,24 @@ def child(arguments: list[str], environment: dict[str, str]) -> str:
     """Run this benchmark again in another process; returns what it prints."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+
+
+def same_bits(one: object, other: object) -> bool:
+    """Whether two trees of tensors and plain values are the same, to the last bit."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.dtype != other.dtype or one.shape != other.shape:
+            return False
+        return torch.equal(*(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_bits(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same_bits, one, other))
+    return type(one) is type(other) and one == other
+
+
+def compare_checkpoints(one: Path, other: Path) -> dict[str, bool]:
+    """Which parts of two checkpoints are the same, to the last bit; parts that neither has are left out."""
+    states = [torch.load(path, map_location="cpu", weights_only=True) for path in (one, other)]
+    named = [state | {"losses": state["history"]["loss"]} for state in states]
+    parts = ("model", "ema", "optimizer", "counts", "records", "losses")
+    return {part: same_bits(named[0].get(part), named[1].get(part)) for part in parts if any(part in state for state in named)}

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bcnet.space.widths import Space
+from bcnet.space.widths import Layer, Segment, Space, Widths
 from bcnet.supernet.supernet import Supernet
+
+Batches = list[tuple[Tensor, Tensor]]
 
 
 class Reference(nn.Module):
@@ -34,7 +36,7 @@ class Reference(nn.Module):
             setattr(self.net.get_submodule(parent), name, _Sliced(self.net.get_submodule(layer.name), layer, parameters))
         self.sliced = [module for module in self.net.modules() if isinstance(module, _Sliced)]
 
-    def select(self, widths: tuple[int, ...], side: str) -> None:
+    def select(self, widths: Widths, side: str) -> None:
         """Restrict every module to a subnet."""
         active = [row[k] for row, k in zip(self.table, widths, strict=True)]
         for module in self.sliced:
@@ -45,7 +47,7 @@ class Reference(nn.Module):
         logits: Tensor = self.net(x)
         return logits
 
-    def step(self, images: Tensor, labels: Tensor, widths: tuple[int, ...], optimizer: torch.optim.Optimizer) -> list[float]:
+    def step(self, images: Tensor, labels: Tensor, widths: Widths, optimizer: torch.optim.Optimizer) -> list[float]:
         """One bilateral training step; returns the loss of both sides."""
         optimizer.zero_grad()
         losses = []
@@ -58,9 +60,7 @@ class Reference(nn.Module):
         return losses
 
     @torch.no_grad()
-    def score(
-        self, widths: tuple[int, ...], calibration: list[tuple[Tensor, Tensor]], validation: list[tuple[Tensor, Tensor]]
-    ) -> list[float]:
+    def score(self, widths: Widths, calibration: Batches, validation: Batches) -> list[float]:
         """Cross-entropy of both sides, each calibrated for itself."""
         result = []
         for side in ("left", "right"):
@@ -81,7 +81,7 @@ class Reference(nn.Module):
 
 
 class _Sliced(nn.Module):
-    def __init__(self, plain: nn.Module, layer: object, parameters: dict[str, Tensor]) -> None:
+    def __init__(self, plain: nn.Module, layer: Layer, parameters: dict[str, Tensor]) -> None:
         super().__init__()
         self.plain, self.layer = (plain,), layer  # the plain layer says stride and padding; not a submodule
         self.weight = nn.Parameter(parameters["weight"])
@@ -90,7 +90,7 @@ class _Sliced(nn.Module):
         self.batches = 0
 
     def select(self, active: list[int], totals: list[int], side: str) -> None:
-        def range_of(segments: tuple) -> slice:
+        def range_of(segments: tuple[Segment, ...]) -> slice:
             (segment,) = segments
             if segment.group is None:
                 return slice(0, segment.channels)
@@ -111,6 +111,7 @@ class _Sliced(nn.Module):
             depthwise = self.layer.channels_per_group == 1
             weight = self.weight[self.outputs] if depthwise else self.weight[self.outputs, self.inputs]
             return F.conv2d(x, weight, bias, plain.stride, plain.padding, plain.dilation, len(weight) if depthwise else 1)
+        assert isinstance(plain, nn.BatchNorm2d)
         weight = self.weight[self.outputs]
         if self.training and torch.is_grad_enabled():
             return F.batch_norm(x, None, None, weight, bias, True, eps=plain.eps)

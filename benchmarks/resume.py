@@ -3,7 +3,7 @@
     python benchmarks/resume.py [--of train|truth] [--kills 20] [--seed 0] [--out FOLDER]
 
 The kills are spread over the run, each a random time after a random step's checkpoint (or a random width's journal line)
-appeared, so that they fall into steps, into files being written and into starts. Prints one JSON record.
+appeared, so that they fall into steps, into files being written and into starts. Prints one JSON record; exits with 1 if anything differs.
 """
 
 import argparse
@@ -15,16 +15,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+from measure import compare_checkpoints
 
-from bcnet.runtime import environment
+from bcnet.machine import environment
 from bcnet.training.checkpoint import load_checkpoint
 
 WORK = {
     "train": ["train", "digits/bcnetv2", "train.epochs=200", "train.ema_decay=0.99", "checkpoint_seconds=0.2", "--resume"],
-    "truth": ["truth", "build", "digits/truth", "retrain.epochs=3", "--widths", "400", "--seeds", "3", "--workers", "2"],
+    "truth": ["truth", "build", "digits/truth", "retrain.epochs=3", "--widths", "random:400", "--seeds", "3", "--workers", "2"],
 }
-QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def main() -> None:
@@ -39,13 +38,13 @@ def main() -> None:
     whole, killed = (folder / f"{name}{'.json' if options.of == 'truth' else ''}" for name in ("whole", "killed"))
     command = [sys.executable, "-m", "bcnet", *WORK[options.of], "--out"]
     start = time.monotonic()
-    subprocess.run([*command, str(whole)], check=True, **QUIET)
+    subprocess.run([*command, str(whole)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seconds = time.monotonic() - start
     total = _total(whole)
     rng = random.Random(options.seed)
     stood_at: list[int] = []
     for target in sorted(rng.randrange(int(0.9 * total)) for _ in range(options.kills)):
-        life = subprocess.Popen([*command, str(killed)], **QUIET)
+        life = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while life.poll() is None and _progress(killed) < target:
             time.sleep(0.01)
         time.sleep(rng.uniform(0.0, 0.5))
@@ -55,10 +54,19 @@ def main() -> None:
         life.wait()
         stood_at.append(_progress(killed))
         print(f"kill {len(stood_at)}: stands at {stood_at[-1]} of {total}", file=sys.stderr)
-    subprocess.run([*command, str(killed)], check=True, **QUIET)
-    record = {"work": WORK[options.of], "seed": options.seed, "stood_at_after_each_kill": stood_at, "total": total}
-    record |= {"equal": _compare(whole, killed), "undisturbed_seconds": round(seconds, 1), "environment": environment()}
+    subprocess.run([*command, str(killed)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    equal = _compare(whole, killed)
+    record = {
+        "work": WORK[options.of],
+        "seed": options.seed,
+        "stood_at_after_each_kill": stood_at,
+        "total": total,
+        "equal": equal,
+        "undisturbed_seconds": round(seconds, 1),
+        "environment": environment(),
+    }
     print(json.dumps(record, indent=1))
+    sys.exit(not all(equal.values()))
 
 
 def _total(whole: Path) -> int:
@@ -77,17 +85,7 @@ def _progress(out: Path) -> int:
 def _compare(whole: Path, killed: Path) -> dict[str, bool]:
     if whole.is_file():
         return {"file": whole.read_bytes() == killed.read_bytes(), "journal is gone": not _progress(killed)}
-    one, other = (load_checkpoint(folder / "checkpoint.pt") for folder in (whole, killed))
-    same = {part: _same(one[part], other[part]) for part in ("model", "ema", "optimizer", "counts", "records")}
-    return same | {"loss": _same(one["history"]["loss"], other["history"]["loss"])}
-
-
-def _same(one: object, other: object) -> bool:
-    try:
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-    except AssertionError:
-        return False
-    return True
+    return compare_checkpoints(whole / "checkpoint.pt", killed / "checkpoint.pt")
 
 
 if __name__ == "__main__":

@@ -9,21 +9,24 @@ and ``.png``.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 
-from bcnet.benchmark.compare import check_costs
-from bcnet.benchmark.ground_truth import GroundTruth, find_truth, load_ground_truth
-from bcnet.benchmark.ranking import DEFAULT_BUDGETS
 from bcnet.files import write_json, write_text
+from bcnet.machine import environment, tune_malloc
 from bcnet.run import Run
-from bcnet.runtime import environment, tune_malloc
-from bcnet.search import evolution, prior
+from bcnet.search import SearchProblem, SearchResult
+from bcnet.search.evolution import Evolution
+from bcnet.search.random import RandomSearch
 from bcnet.space.cost import Budget
 from bcnet.space.widths import Widths
+from bcnet.truth.compare import check_costs
+from bcnet.truth.ground_truth import GroundTruth, find_truth, load_ground_truth
+from bcnet.truth.ranking import DEFAULT_BUDGETS
 
 WAYS = ("prior", "random", "random search")
 
@@ -44,7 +47,7 @@ def main() -> None:
     truth = load_ground_truth(find_truth(options.truth))
     check_costs(truth, run.costs)
     widths = [run.space.decode(name) for name in truth.names]
-    scores = run.scorer_for(len(widths)).score_many(widths, "scoring")
+    scores = run.scorer.score_many(widths, "scoring")
     accuracy = dict(zip(widths, truth.mean.tolist(), strict=True))
     rows: dict[str, Any] = {}
     for text in DEFAULT_BUDGETS:
@@ -54,12 +57,12 @@ def main() -> None:
         pick = max(allowed, key=lambda w: scores[w])
         rows[text]["exhaustive"] = {"widths": run.space.encode(pick), "accuracy": accuracy[pick]}
         for way in WAYS:
-            found = [search(run, budget, way, seed, scores, options.population, options.evaluations) for seed in range(options.seeds)]
-            curves = [curve(result, scores, accuracy, options.evaluations) for result in found]
+            results = [search(run, budget, way, seed, scores, options.population, options.evaluations) for seed in range(options.seeds)]
+            curves = [curve(result, scores, accuracy, options.evaluations) for result in results]
             rows[text][way] = {
-                "found": [run.space.encode(result.best) for result in found],
-                "accuracy": [accuracy[result.best] for result in found],
-                "score": [scores[result.best] for result in found],
+                "found": [run.space.encode(result.best) for result in results],
+                "accuracy": [accuracy[result.best] for result in results],
+                "score": [scores[result.best] for result in results],
                 "accuracy_curve": np.mean([c[0] for c in curves], 0).tolist(),
                 "score_curve": np.mean([c[1] for c in curves], 0).tolist(),
             }
@@ -78,29 +81,22 @@ def best_under(truth: GroundTruth, budget: Budget) -> dict[str, Any]:
     return {"widths": truth.names[row], "accuracy": float(truth.mean[row])}
 
 
-def search(
-    run: Run, budget: Budget, way: str, seed: int, scores: dict[Widths, float], population: int, evaluations: int
-) -> evolution.SearchResult:
+def search(run: Run, budget: Budget, way: str, seed: int, scores: dict[Widths, float], population: int, evaluations: int) -> SearchResult:
     """One search over the known scores."""
-    common: dict[str, Any] = {"budget": budget, "population": population, "evaluations": evaluations, "seed": seed}
 
-    def score_many(wanted: Any) -> dict[Widths, float]:
+    def score_many(wanted: Sequence[Widths]) -> dict[Widths, float]:
         return {widths: scores[widths] for widths in wanted}
 
+    records = run.trained.records
+    assert records is not None
+    problem = SearchProblem(run.space, run.costs, score_many, evaluations, (budget,), seed, records.sorted())
+    rng = np.random.default_rng(seed)
     if way == "random search":
-        return evolution.random_search(run.space, run.costs, score_many, **common)
-    probabilities = evolution.uniform_prior(run.space)
-    if way == "prior":
-        records = run.trained.records
-        assert records is not None
-        probabilities = prior.solve_prior(run.space, run.costs, budget, prior.expected_losses(run.space, records.sorted()))
-    first = prior.sample_population(run.space, run.costs, budget, probabilities, population, np.random.default_rng(seed))
-    return evolution.evolve(run.space, run.costs, score_many, first=first, **common)
+        return RandomSearch.search(problem, RandomSearch.Settings(batch_size=population), rng)
+    return Evolution.search(problem, Evolution.Settings.model_validate({"population": population, "init": way}), rng)
 
 
-def curve(
-    result: evolution.SearchResult, scores: dict[Widths, float], accuracy: dict[Widths, float], length: int
-) -> tuple[list[float], list[float]]:
+def curve(result: SearchResult, scores: dict[Widths, float], accuracy: dict[Widths, float], length: int) -> tuple[list[float], list[float]]:
     """True accuracy and score of the best by score after every evaluation; a search that ended stays where it was."""
     held: Widths | None = None
     accuracies, best = [], []

@@ -14,13 +14,15 @@ from typing import Any
 
 import yaml
 
-from bcnet.benchmark.compare import compare
-from bcnet.benchmark.ground_truth import GroundTruth, find_truth, load_ground_truth
-from bcnet.config import METRIC_NAMES, load_config
+from bcnet.config import load_config
 from bcnet.files import write_json, write_text
-from bcnet.runtime import environment, tune_malloc
+from bcnet.machine import environment, tune_malloc
+from bcnet.truth.compare import compare
+from bcnet.truth.ground_truth import GroundTruth, find_truth, load_ground_truth
 
 DEFAULT = "default"
+SCORES = {"accuracy": "accuracy", "cross-entropy": "cross_entropy", "KL": "kl"}  # heads of the table's columns, and their metrics
+Factors = dict[str, dict[str, dict[str, Any]]]  # factor -> recipe -> its row
 
 
 def main() -> None:
@@ -34,17 +36,17 @@ def main() -> None:
     plan = yaml.safe_load(options.study.read_text())
     truth = load_ground_truth(find_truth(plan["truth"]))
     default = run_recipe(plan, truth, options.out, DEFAULT, [], free=True)
-    found: dict[str, dict[str, Any]] = {}
+    factors: Factors = {}
     for factor, recipes in plan["factors"].items():
         if not options.only or factor in options.only:
             free = factor in plan.get("free_passes", ())
-            found[factor] = {
+            factors[factor] = {
                 str(name): run_recipe(plan, truth, options.out, f"{factor}: {name}", changes, free) for name, changes in recipes.items()
             }
-    record = {"plan": plan, DEFAULT: default, "factors": found, "noise_ceiling": default["noise_ceiling"], "environment": environment()}
+    record = {"plan": plan, DEFAULT: default, "factors": factors, "noise_ceiling": default["noise_ceiling"], "environment": environment()}
     write_json(options.out / "study.json", record)
-    write_text(options.out / "study.md", table_of(default, found))
-    draw(options.out / "study.png", default, found)
+    write_text(options.out / "study.md", table_of(default, factors))
+    draw(options.out / "study.png", default, factors)
     print((options.out / "study.md").read_text())
 
 
@@ -54,18 +56,18 @@ def run_recipe(plan: dict[str, Any], truth: GroundTruth, out: Path, name: str, c
     label = name.replace(": ", "-").replace(" ", "_")
     configs[label] = load_config(plan["base"], changes)
     comparison = compare(configs, truth, plan["seeds"], out / "runs")
-    row = comparison["methods"][label]
-    seeds = row["per_seed"]
-    taus = {score: [seed["kendall_by_score"][score] for seed in seeds] for score in seeds[0]["kendall_by_score"]}
-    print(f"{name:40} tau {fmean(s['kendall'] for s in seeds):.3f}", flush=True)
+    method = comparison.methods[label]
+    seeds = method.per_seed
+    taus = {score: [seed.kendall_by_score[score] for seed in seeds] for score in seeds[0].kendall_by_score}
+    print(f"{name:40} tau {fmean(seed.kendall for seed in seeds):.3f}", flush=True)
     return {
         "changes": changes,
-        "kendall": [seed["kendall"] for seed in seeds],
+        "kendall": [seed.kendall for seed in seeds],
         "kendall_by_score": taus,
-        "kendall_of_mean_score": row["kendall_of_mean_score"],
-        "passes": seeds[0]["passes"],
-        "train_seconds": fmean(seed["train_seconds"] for seed in seeds),
-        "noise_ceiling": comparison["noise_ceiling"],
+        "kendall_of_mean_score": method.kendall_of_mean_score,
+        "passes": seeds[0].passes,
+        "train_seconds": fmean(seed.train_seconds for seed in seeds),
+        "noise_ceiling": comparison.noise_ceiling,
     }
 
 
@@ -80,29 +82,29 @@ def _effect(row: dict[str, Any], default: dict[str, Any]) -> str:
     return f"{fmean(differences):+.3f} +- {error:.3f}"
 
 
-def table_of(default: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
+def table_of(default: dict[str, Any], factors: Factors) -> str:
     """Markdown: a row per recipe."""
     lines = [
-        "| factor | recipe | tau (its score) | effect (standard error) | accuracy | cross-entropy | KL | mean of the supernets | passes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| factor | recipe | tau (its score) | effect (standard error) | {' | '.join(SCORES)} | mean of the supernets | passes |",
+        f"| --- | --- | --- | --- |{' --- |' * len(SCORES)} --- | --- |",
     ]
-    rows = [("", DEFAULT, default), *((factor, name, row) for factor, recipes in found.items() for name, row in recipes.items())]
+    rows = [("", DEFAULT, default), *((factor, name, row) for factor, recipes in factors.items() for name, row in recipes.items())]
     for factor, name, row in rows:
         by_score = row["kendall_by_score"]
         cells = (
             *(factor, name, _mean(row["kendall"]), _effect(row, default) if factor else ""),
-            *(_mean(by_score[f"{score}, mean"]) for score in METRIC_NAMES),
+            *(_mean(by_score[f"{score}, mean"]) for score in SCORES.values()),
             *(f"{row['kendall_of_mean_score']:.3f}", f"{row['passes']:,}"),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def draw(path: Path, default: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
+def draw(path: Path, default: dict[str, Any], factors: Factors) -> None:
     """Tau of every recipe, seeds as dots, beside the default's mean."""
     from matplotlib.figure import Figure
 
-    rows = [(DEFAULT, default), *((f"{factor}: {name}", row) for factor, recipes in found.items() for name, row in recipes.items())]
+    rows = [(DEFAULT, default), *((f"{factor}: {name}", row) for factor, recipes in factors.items() for name, row in recipes.items())]
     figure = Figure(figsize=(8, 1 + 0.27 * len(rows)), layout="constrained")
     axis = figure.subplots()
     for place, (_, row) in enumerate(rows):
