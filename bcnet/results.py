@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, m
 
 from bcnet.errors import UserError
 from bcnet.files import read_json, write_json
-from bcnet.former import FORMER_METRICS, read_former_search
+from bcnet.former import read_former_search
 
 
 class Record(BaseModel):
@@ -280,8 +280,3 @@ class Comparison(Record):
     """By name."""
     noise_ceiling: float | None
     """Tau that a perfect predictor would reach."""
-
-
-def metric_name(name: str) -> str:
-    """A metric's name as it is today, from what a file of any version says."""
-    return FORMER_METRICS.get(name, name)

@@ -5,9 +5,7 @@ from pathlib import Path
 
 from bcnet.errors import UserError
 from bcnet.scoring.evaluate import Evaluation
-from bcnet.space.widths import Side
-
-SIDES: tuple[Side, ...] = ("left", "right")
+from bcnet.space.widths import SIDES
 
 
 class ScoreCache:

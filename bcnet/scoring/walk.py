@@ -21,7 +21,7 @@ from bcnet.machine import autocast
 from bcnet.scoring.evaluate import Evaluation, Totals
 from bcnet.scoring.metrics import METRICS, Metric
 from bcnet.scoring.plan import NotShareable, Plan, Step, make_plan, out_of_place
-from bcnet.space.widths import Segment, Side, Widths
+from bcnet.space.widths import SIDES, Segment, Side, Widths
 from bcnet.supernet.layers import Slices
 from bcnet.supernet.supernet import Supernet
 
@@ -154,8 +154,7 @@ class Walker:
         space, net = self.space, self.supernet
         images = torch.randn(4, *input_shape, generator=torch.Generator().manual_seed(0)).to(next(net.parameters()).device)
         mixed = tuple(group.indices[g % len(group.indices)] for g, group in enumerate(space.groups))
-        sides: tuple[Side, Side] = ("left", "right")
-        for side in sides:
+        for side in SIDES:
             wanted = sorted({space.narrowest, mixed, space.full})
             walk = _Walk(self.plan, net, images, side, None, False)
             with torch.no_grad():

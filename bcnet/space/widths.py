@@ -16,6 +16,7 @@ from bcnet.errors import UserError
 
 Widths = tuple[int, ...]
 Side = Literal["left", "right"]
+SIDES: tuple[Side, ...] = ("left", "right")
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from bcnet.errors import UserError, first_line
 from bcnet.models.shortcut import IdentityOr
-from bcnet.space.widths import Side, Space, Widths
+from bcnet.space.widths import SIDES, Side, Space, Widths
 from bcnet.supernet.layers import BATCH_NORM
 from bcnet.supernet.supernet import Supernet
 
-SIDES: tuple[Side, ...] = ("left", "right")
 MOST_ZEROED = 2  # width vectors that are compared with the zeroed network, which is the whole one and takes longest
 
 

@@ -202,6 +202,11 @@ def test_weight_decay_can_spare_norms_and_biases():
         assert sum(len(group["params"]) for group in groups) == 4
 
 
+def two_processes(script, *arguments):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *map(str, arguments)]
+    return subprocess.run(launch, capture_output=True, text=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
 def test_processes_stay_equal_on_different_images(tmp_path):
     """Gradients are averaged over the processes: their weights are the same bits after every step."""
     script = tmp_path / "train.py"
@@ -226,8 +231,7 @@ def test_processes_stay_equal_on_different_images(tmp_path):
         "assert not torch.equal(*seen)\n"
         "distributed.destroy_process_group()\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "run")]
-    result = subprocess.run(launch, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    result = two_processes(script, tmp_path / "run")
     assert result.returncode == 0, result.stderr[-2000:]
 
 
@@ -252,8 +256,7 @@ def test_processes_whose_clocks_differ_save_together(tmp_path):
         "assert saved == [20, 40, 60, 70], saved\n"
         "distributed.destroy_process_group()\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "run")]
-    result = subprocess.run(launch, capture_output=True, text=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    result = two_processes(script, tmp_path / "run")
     assert result.returncode == 0, result.stderr[-3000:]
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 70
 
@@ -261,9 +264,8 @@ def test_processes_whose_clocks_differ_save_together(tmp_path):
 def test_two_processes_train_the_same_weights(tmp_path):
     """torchrun on two CPU processes: a pair still trains every bin twice."""
     script = Path(__file__).parents[2] / "tools" / "train_supernet.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     arguments = ["digits/bcnetv2", "--out", str(tmp_path / "run"), "train.epochs=4", "train.ema_decay=0.9"]
-    result = subprocess.run(launch + arguments, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    result = two_processes(script, *arguments)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("trained 40 steps") == 1
     state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")

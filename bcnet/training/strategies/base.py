@@ -8,7 +8,7 @@ import numpy as np
 
 from bcnet.config import Section
 from bcnet.seeds import STREAM_WIDTHS, derive_seed
-from bcnet.space.widths import Side, Space, Widths
+from bcnet.space.widths import SIDES, Side, Space, Widths
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Strategy(ABC):
         """A strategy without settings."""
 
     wide: ClassVar[bool] = False
-    sides: ClassVar[tuple[Side, ...]] = ("left", "right")
+    sides: ClassVar[tuple[Side, ...]] = SIDES
 
     def __init__(self, space: Space, seed: int, settings: Section) -> None:
         self.space, self.seed, self.settings = space, seed, settings
