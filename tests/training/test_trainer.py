@@ -204,7 +204,7 @@ def test_weight_decay_can_spare_norms_and_biases():
 
 def two_processes(script, *arguments):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *map(str, arguments)]
-    return subprocess.run(launch, capture_output=True, text=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.run(launch, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def test_processes_stay_equal_on_different_images(tmp_path):
