@@ -25,7 +25,6 @@ from bcnet.distributed import agree, process_rank, world_size
 from bcnet.errors import Interrupted, UserError, first_line
 from bcnet.files import remove_leftovers
 from bcnet.machine import autocast, seed_dropout
-from bcnet.models.shortcut import IdentityOr
 from bcnet.progress import ProgressBar
 from bcnet.seeds import STREAM_STEP, derive_seed
 from bcnet.supernet.supernet import Supernet
@@ -323,12 +322,15 @@ def _make_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
 
 
 def _replicate(model: nn.Module) -> DistributedDataParallel:
-    """The model as one of several that average their gradients; BN statistics stay each process's own."""
+    """The model as one of several that average their gradients; BN statistics stay each process's own.
+
+    Unused parameters are looked for, though most networks have none: otherwise the first step of every life orders the gradients
+    in buckets of its own, more than two processes add them up in another order there, and a resumed training is not the same.
+    """
     sync = (
         "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers"
     )
-    has_optional_layers = any(isinstance(module, IdentityOr) for module in model.modules())
-    options: dict[str, Any] = {sync: False, "find_unused_parameters": has_optional_layers}
+    options: dict[str, Any] = {sync: False, "find_unused_parameters": True}
     return DistributedDataParallel(model, **options)
 
 
