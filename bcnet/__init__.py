@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from bcnet.experiment import Experiment
     from bcnet.run import Run
     from bcnet.space.cost import Budget, CostTable
-    from bcnet.space.trace import trace
     from bcnet.space.widths import Space
     from bcnet.supernet.calibrate import calibrate
     from bcnet.supernet.extract import load_network, save_network
+    from bcnet.supernet.proof import trace
     from bcnet.supernet.supernet import Supernet, narrow
 
 _HOME = {
@@ -38,7 +38,7 @@ _HOME = {
     "load_network": "bcnet.supernet.extract",
     "narrow": "bcnet.supernet.supernet",
     "save_network": "bcnet.supernet.extract",
-    "trace": "bcnet.space.trace",
+    "trace": "bcnet.supernet.proof",
 }
 
 __all__ = [

@@ -16,6 +16,7 @@ from bcnet.errors import UserError, first_line
 from bcnet.kernels import status
 from bcnet.machine import environment, resolve_device, use_bf16
 from bcnet.models.factory import build_model
+from bcnet.models.layout import fit_layout
 from bcnet.plugins import find_by_name, import_object
 from bcnet.scoring.additive import LEAST_PER_UNKNOWN
 from bcnet.scoring.cache import ScoreCache
@@ -25,9 +26,8 @@ from bcnet.search import SEARCH_ALGORITHMS, SearchAlgorithm, SearchProblem, Sear
 from bcnet.seeds import STREAM_MODEL, STREAM_SAMPLE, STREAM_SEARCH, derive_seed
 from bcnet.space.cost import Budget, Cost, CostTable
 from bcnet.space.sampling import balanced_sample
-from bcnet.space.trace import trace
 from bcnet.space.widths import Space, Widths
-from bcnet.supernet.proof import prove
+from bcnet.supernet.proof import trace
 from bcnet.supernet.supernet import Supernet, narrow
 from bcnet.training.records import LossRecords
 from bcnet.training.strategies import STRATEGIES, Strategy
@@ -78,8 +78,10 @@ class Experiment:
 
     def build_model(self, seed: int, *, pretrained: bool = False) -> nn.Module:
         """The plain model, freshly initialised or with published weights."""
-        model = self.config.model
-        return build_model(model.name, len(self.data.classes), seed=seed, pretrained=pretrained, args=model.args)
+        chosen = self.config.model
+        model = build_model(chosen.name, len(self.data.classes), seed=seed, pretrained=pretrained, args=chosen.args)
+        fit_layout(model, self.data.input_shape)
+        return model
 
     @cached_property
     def model(self) -> nn.Module:
@@ -92,7 +94,7 @@ class Experiment:
     def space(self) -> Space:
         """The width space of the model, proven to slice right."""
         chosen = self.config.space
-        space = trace(
+        return trace(
             self.model,
             self.data.input_shape,
             bins=chosen.bins,
@@ -101,8 +103,6 @@ class Experiment:
             choices=chosen.groups,
             exclude=chosen.exclude,
         )
-        prove(self.model, space, self.data.input_shape)
-        return space
 
     @cached_property
     def costs(self) -> CostTable:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bcnet.kernels import library
+from bcnet.kernels.pointwise import subsample
 
 _MIN_CHANNELS = 16  # a block of the kernel
 _Pair = tuple[int, ...]
@@ -34,8 +35,7 @@ def depthwise_conv2d(
             out: Tensor = _Depthwise.apply(x, weight, bias, stride[0], padding[0])  # type: ignore[no-untyped-call]
             return out
         if autocast and x.ndim == 4 and max(stride) > 1:
-            out = _Subsample.apply(F.conv2d(x, weight, bias, 1, padding, dilation, groups), *stride)  # type: ignore[no-untyped-call]
-            return out
+            return subsample(F.conv2d(x, weight, bias, 1, padding, dilation, groups), *stride)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -71,19 +71,3 @@ class _Depthwise(torch.autograd.Function):
         library.call("depthwise", "depthwise_backward", x.dtype, grad, x, taps, grad_x, grad_taps, *settings)
         grad_bias = grads[0].float().sum((0, 2, 3)).to(weight.dtype) if ctx.needs_input_grad[2] else None
         return grad_x, grad_taps.t().reshape(weight.shape).to(weight.dtype), grad_bias, None, None
-
-
-class _Subsample(torch.autograd.Function):
-    """Every n-th row and m-th column, in channels_last order both ways (slicing would hand back gradients in another)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: int, columns: int) -> Tensor:
-        ctx.shape, ctx.steps = x.shape, (rows, columns)
-        return x[..., ::rows, ::columns].contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        grad = torch.empty(ctx.shape, dtype=grads[0].dtype, memory_format=torch.channels_last).zero_()
-        grad[..., :: ctx.steps[0], :: ctx.steps[1]] = grads[0]
-        return grad, None, None

@@ -48,6 +48,14 @@ def build_model(name: str, num_classes: int, *, seed: int = 0, pretrained: bool 
 
 def default_input(name: str) -> tuple[int, int, int]:
     """``(C, H, W)`` a model is usually run on."""
+    family, _, rest = name.partition("/")
+    if family == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(rest) if timm.is_model(rest) else None
+        if config is not None and len(config.input_size) == 3:
+            channels, height, width = config.input_size
+            return channels, height, width
     return DEFAULT_INPUTS.get(name, (3, 224, 224))
 
 

@@ -4,13 +4,14 @@ A cost is a constant plus, for pairs of groups, a table over the widths of the t
 outputs), a measured latency whatever was measured for a pair. So a cost is looked up, and its expectation under independent
 groups is a sum of ``p_a . T . p_b``.
 
-FLOPs are multiply-adds of convolutions and linear layers for one image (the field's convention; BN, activations and pooling
-are not counted).
+FLOPs are multiply-adds of convolutions, linear layers and other matrix products for one image (the field's convention; BN,
+activations and pooling are not counted).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -212,8 +213,9 @@ def shrink_to_budgets(costs: CostTable, budgets: Sequence[Budget], widths: Seque
 
 
 def flops(space: Space) -> Cost:
-    """Multiply-adds of convolutions and linear layers for one image."""
-    return _counted("flops", "multiply-adds of one image", space, [(layer, _flops_terms(layer)) for layer in space.layers], 0)
+    """Multiply-adds of convolutions and matrix products for one image."""
+    terms = [(layer, _flops_terms(layer)) for layer in space.layers]
+    return _counted("flops", "multiply-adds of one image", space, terms, space.fixed_flops)
 
 
 def params(space: Space) -> Cost:
@@ -232,20 +234,28 @@ def _product(coefficient: int, left: Segment, right: Segment) -> _Term:
 
 
 def _flops_terms(layer: Layer) -> list[_Term]:
-    return [] if layer.kind == "norm" else _weight_terms(layer, layer.positions)
-
-
-def _params_terms(layer: Layer) -> list[_Term]:
-    vectors = layer.vectors if layer.kind == "norm" else int(layer.bias)
-    terms = [] if layer.kind == "norm" else _weight_terms(layer, 1)
-    return terms + [_product(vectors, _ONE, segment) for segment in layer.outputs]
-
-
-def _weight_terms(layer: Layer, times: int) -> list[_Term]:
-    times *= layer.kernel
+    times = layer.positions * layer.kernel
+    if layer.along:
+        inputs = layer.channels_per_group or _fixed_entries(layer.inputs)
+        return [_product(times * inputs * _fixed_entries(layer.outputs), _ONE, segment) for segment in layer.along]
     if layer.channels_per_group:
         return [_product(times * layer.channels_per_group, _ONE, segment) for segment in layer.outputs]
     return [_product(times, source, target) for source in layer.inputs for target in layer.outputs]
+
+
+def _params_terms(layer: Layer) -> list[_Term]:
+    terms = []
+    for tensor in layer.tensors:
+        if tensor.learned:
+            searched = [dim for dim in tensor.dims if any(segment.group is not None for segment in dim)]
+            coefficient = prod(_fixed_entries(dim) for dim in tensor.dims if dim not in searched)
+            first, second = (*searched, (_ONE,), (_ONE,))[:2]
+            terms += [_product(coefficient, left, right) for left in first for right in second]
+    return terms
+
+
+def _fixed_entries(segments: Sequence[Segment]) -> int:
+    return sum(segment.entries(()) for segment in segments)
 
 
 _ONE = Segment(None, 1)

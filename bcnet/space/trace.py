@@ -1,61 +1,28 @@
 """Find the groups of any CNN: which dimensions of which layers must keep the same channels.
 
-Torch-Pruning's dependency graph says, for every channel of every layer, which entries of which other layers go with it.
-Entries that go together form classes (union-find); classes that occur in exactly the same dimensions form a group.
+`bcnet.space.channels` says which entries of which dimensions go together. Those that occur in exactly the same dimensions, in the
+same order, are the channels of one group.
 """
 
-import contextlib
-import copy
-import ctypes
-import io
-import threading
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from math import lcm, prod
-from typing import Any
+from math import lcm
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bcnet.errors import UserError, first_line
+from bcnet.models.copying import copy_network
 from bcnet.models.shortcut import IdentityOr, shortcut_of
-from bcnet.space.widths import Group, Layer, Segment, Space
+from bcnet.space.channels import INPUT, OUTPUTS, Channels, Labels
+from bcnet.space.widths import Group, Layer, LayerTensor, Role, Segment, Space
 
-SLICED_TYPES = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
-_Entry = tuple[str, int]  # (dimension such as "blocks.0.conv1:out", position in it)
-_Class = dict[str, list[int]]  # tied entries: dimension -> positions in it
-# Torch-Pruning operations that hand on whole channels; any other keeps its groups at full width.
-_TRANSPARENT_OPS = ("_ElementWiseOp", "_ConcatOp", "_ReshapeOp")
-OUTPUTS = "the outputs of the model"
-
-
-class _Classes:
-    """Union-find over entries of layer dimensions."""
-
-    def __init__(self) -> None:
-        self.parent: dict[_Entry, _Entry] = {}
-
-    def find(self, entry: _Entry) -> _Entry:
-        root = entry
-        while (parent := self.parent.setdefault(root, root)) != root:
-            root = parent
-        while (parent := self.parent[entry]) != root:
-            self.parent[entry], entry = root, parent
-        return root
-
-    def union(self, a: _Entry, b: _Entry) -> None:
-        self.parent[self.find(b)] = self.find(a)
-
-    def members(self) -> list[_Class]:
-        """The positions of every class in every dimension, ascending."""
-        members: dict[_Entry, _Class] = defaultdict(lambda: defaultdict(list))
-        for dim, position in sorted(self.parent):
-            members[self.find((dim, position))][dim].append(position)
-        return list(members.values())
+NORMS = nn.modules.batchnorm._BatchNorm
+NOT_READ = "no layer that can be sliced reads its channels"
+REORDERED = "its channels are reordered on the way"
 
 
 @dataclass(frozen=True)
@@ -89,10 +56,10 @@ def trace(
     choices: Mapping[str, Sequence[int]] | None = None,
     exclude: Sequence[str] = (),
 ) -> Space:
-    """Find the width space of a model.
+    """Find the width space of a model, without proof; `bcnet.supernet.proof.trace` proves it as well.
 
-    Input channels and class logits are never searched. Groups that touch a layer which cannot be sliced (layer norms,
-    bare parameters, channel splits, transposed convolutions) stay at full width and are listed in ``Space.fixed``.
+    Input channels and outputs are never searched. Groups whose channels are mixed or regrouped on the way, or reach an operation
+    that is not known here, stay at full width and are listed in ``Space.fixed``.
 
     Args:
         model: any CNN; it is not changed.
@@ -104,219 +71,256 @@ def trace(
         exclude: patterns of layers whose groups stay whole.
 
     Raises:
-        UserError: the model cannot be run or traced, nothing in it can be searched, or a pattern means no group.
+        UserError: the model cannot be run, nothing in it can be searched, or a pattern means no group.
     """
-    rules = Choices(bins, min_bins, divisor, choices, exclude)
-    model = copy.deepcopy(model).eval()
-    for module in model.modules():
-        if isinstance(module, IdentityOr):
-            module.forced = False  # so that the layers of its body are seen
-    modules: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, SLICED_TYPES)}
-    positions = _output_positions(model, modules, input_shape)
-    used = {name: modules[name] for name in positions}
-    sizes = _dimension_sizes(used)
-    classes, frozen = _tie_channels(model, used, sizes, input_shape)
-    runs, fixed = _split_into_runs(classes.members(), frozen, sizes)
-    searched, groups = [], []
-    for run in runs:
-        group = _group(run, used, rules)
-        if isinstance(group, Group):
-            searched.append(run)
-            groups.append(group)
-        else:
-            fixed.update(dict.fromkeys(run.places, group))
-    _refuse_idle_patterns(rules, groups, fixed)
-    if not groups:
-        raise UserError(f"{type(model).__name__} has no group of channels that can be searched")
-    segments = _segments(searched, sizes)
-    layers = _mark_optional(model, [_describe(name, module, positions[name], segments) for name, module in used.items()])
-    notes = tuple((dim.removesuffix(":out"), why) for dim, why in fixed.items() if dim.endswith(":out"))
-    held = sum(p.numel() for module in used.values() for p in (module.weight, module.bias) if p is not None)
-    total = sum(p.numel() for p in model.parameters())
-    return Space(tuple(groups), layers, notes, total - held)
+    return Tracing(model, input_shape).space(Choices(bins, min_bins, divisor, choices, exclude))
 
 
-def _output_positions(model: nn.Module, modules: dict[str, Any], input_shape: tuple[int, ...]) -> dict[str, int]:
-    """Run one image; return the output positions of every layer used, in order of first use."""
-    positions: dict[str, int] = {}
+class Tracing:
+    """What one look at a model says of its channels; spaces are made from it without running the model again.
 
-    def record(name: str, module: nn.Module, output: Tensor) -> None:
-        size = output.shape[1:-1] if isinstance(module, nn.Linear) else output.shape[2:]
-        positions[name] = positions.get(name, 0) + prod(size)
+    Args:
+        model: any CNN; it is not changed.
+        input_shape: ``(C, H, W)`` of one image.
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, _, output: record(name, module, output)
+    Raises:
+        UserError: the model cannot be run.
+    """
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, *input_shape))
-    except Exception as error:
-        shape = "x".join(map(str, input_shape))
-        raise UserError(f"{type(model).__name__} cannot be run on one {shape} image: {first_line(error)}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return positions
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
+        self.model, self.input_shape = model, input_shape
+        self._model = copy_network(model).cpu().float()
+        for module in self._model.modules():
+            if isinstance(module, IdentityOr):
+                module.forced = False  # so that the layers of its body are seen
+        self._channels = Channels(self._model)
+        generator = torch.Generator().manual_seed(0)
+        for images, training in ((1, False), (2, True)):  # some layers are there in training only
+            self._model.train(training)
+            try:
+                self._channels.watch(torch.randn(images, *input_shape, generator=generator), counting=not training)
+            except Exception as error:
+                shape = "x".join(map(str, input_shape))
+                number = f"{images} {shape} images in training" if training else f"one {shape} image"
+                raise UserError(f"{type(model).__name__} cannot be run on {number}: {first_line(error)}") from error
+        self._components = self._channels.components()
+        self._dims = _Dims(self._channels, self._components)
+        self._modules = dict(self._model.named_modules())
 
+    def space(self, choices: Choices, whole: Mapping[str, str] | None = None) -> Space:
+        """The space of width vectors.
 
-def _dimension_sizes(modules: dict[str, Any]) -> dict[str, int]:
-    """Size of every dimension: ``NAME:in`` and ``NAME:out`` in order of use."""
-    sizes: dict[str, int] = {}
-    for name, module in modules.items():
-        if isinstance(module, nn.Conv2d):
-            sizes[f"{name}:in"], sizes[f"{name}:out"] = module.in_channels, module.out_channels
-        elif isinstance(module, nn.Linear):
-            sizes[f"{name}:in"], sizes[f"{name}:out"] = module.in_features, module.out_features
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            sizes[f"{name}:out"] = module.num_features
-    return sizes
+        Args:
+            choices: how groups get their choices.
+            whole: layers whose groups stay whole -> why.
 
-
-def _tie_channels(
-    model: nn.Module, modules: dict[str, Any], sizes: dict[str, int], input_shape: tuple[int, ...]
-) -> tuple[_Classes, dict[str, str]]:
-    """Tie the entries that must go together; also return the dimensions that must stay whole, with the reason."""
-    import torch_pruning as tp
-
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    with _quiet():
-        try:
-            graph = tp.DependencyGraph().build_dependency(model, example_inputs=torch.zeros(1, *input_shape))
-        except Exception as error:
-            raise UserError(f"{type(model).__name__} cannot be traced: {first_line(error)}") from error
-    names = {id(module): name for name, module in modules.items()}
-    classes = _Classes()
-    frozen: dict[str, str] = {}
-    for name, module in modules.items():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            continue
-        out = f"{name}:out"
-        for position in range(sizes[out]):
-            classes.find((out, position))
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            if module.in_channels == module.out_channels:
-                for position in range(module.in_channels):
-                    classes.union((out, position), (f"{name}:in", position))
+        Raises:
+            UserError: nothing can be searched, or a pattern means no group.
+        """
+        runs, fixed = self._dims.runs()
+        searched, groups = [], []
+        for run in runs:
+            makers = self._makers(run)
+            reason = next((why for name, why in (whole or {}).items() if name in makers), None)
+            group = self._group(run, makers, choices) if reason is None else reason
+            if isinstance(group, Group):
+                searched.append(run)
+                groups.append(group)
             else:
-                frozen[f"{name}:in"] = frozen[out] = "a grouped convolution with other inputs than outputs"
-        for target, is_in, pairs in _dependents(graph, name, module, sizes[out]):
-            if id(target.module) in names:
-                dim = f"{names[id(target.module)]}:{'in' if is_in else 'out'}"
-                for root, position in pairs:
-                    classes.union((out, root), (dim, position))
-            elif type(target.module).__name__ == "_OutputOp":
-                frozen.setdefault(out, OUTPUTS)
-            elif type(target.module).__name__ not in _TRANSPARENT_OPS and _has_channels(target.module):
-                frozen.setdefault(out, f"its channels pass through {_kind(target)}")
-    return classes, frozen
+                fixed.update(dict.fromkeys(run.places, group))
+        _refuse_idle_patterns(choices, groups, fixed)
+        if not groups:
+            raise UserError(f"{type(self._model).__name__} has no group of channels that can be searched{_most_frequent(fixed)}")
+        segments = _segments(searched, self._dims.labels)
+        layers = _mark_optional(self._model, self._layers(segments))
+        uses = self._channels.uses
+        notes = tuple((name, why) for dim, why in fixed.items() if dim.endswith(":out") and (name := dim.removesuffix(":out")) in uses)
+        total = sum(p.numel() for p in self._model.parameters())
+        held = Space(tuple(groups), layers)
+        return replace(held, fixed=notes, fixed_params=total - _held(layers), fixed_flops=self._channels.flops)
 
+    def _makers(self, run: "_Run") -> tuple[str, ...]:
+        return tuple(name for dim in run.places if dim.endswith(":out") and (name := dim.removesuffix(":out")) in self._channels.uses)
 
-def _dependents(graph: Any, name: str, module: nn.Module, size: int) -> Iterator[tuple[Any, bool, list[tuple[int, int]]]]:
-    """What goes with the outputs of a layer: (node, whether its inputs, (output of the layer, entry of the node) pairs)."""
-    try:
-        with _quiet(), _time_limit(60.0):
-            prune = graph.get_pruner_of_module(module).prune_out_channels
-            group = graph.get_pruning_group(module, prune, idxs=list(range(size)))
-    except Exception as error:
-        raise UserError(f"{name}: Torch-Pruning cannot follow its channels: {first_line(error)}") from error
-    for item in group:
-        handler = item.dep.handler
-        is_in = graph.is_in_channel_pruning_fn(handler) and not graph.is_out_channel_pruning_fn(handler)
-        yield item.dep.target, is_in, [(int(r), int(i)) for r, i in zip(item.root_idxs, item.idxs, strict=True)]
+    def _group(self, run: "_Run", makers: tuple[str, ...], rules: Choices) -> Group | str:
+        """The group of a run, or the reason why it stays whole."""
+        unit = self._dims.unit(run)
+        if any(_means(pattern, makers) for pattern in rules.exclude):
+            return "excluded"
+        patterns = [pattern for pattern in rules.lists or () if _means(pattern, makers)]
+        if patterns:
+            return _listed_group(makers, run.channels, unit, (rules.lists or {})[patterns[-1]], patterns[-1])
+        if run.channels < rules.bins:
+            return f"{run.channels} channels, fewer than {rules.bins} bins"
+        if rules.divisor and run.channels % lcm(unit, rules.divisor) == 0:
+            unit = lcm(unit, rules.divisor)
+        if run.channels % unit:
+            return f"{run.channels} channels cannot be cut into the groups of {unit} that a grouped convolution or norm wants"
+        group = Group.of_bins(makers[0], run.channels, bins=rules.bins, min_bins=rules.min_bins, unit=unit, layers=makers)
+        return group if group.bins > 1 or rules.bins == 1 else f"{run.channels} channels are one choice only in multiples of {unit}"
 
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in this thread when pure Python code runs too long (Torch-Pruning can loop without end)."""
-    thread = ctypes.c_ulong(threading.get_ident())
-    raise_there = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    timer = threading.Timer(seconds, lambda: raise_there(thread, ctypes.py_object(TimeoutError)))
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _has_channels(module: nn.Module | nn.Parameter) -> bool:
-    """Whether a target of the dependency graph is bound to a channel count (a layer without parameters is not)."""
-    return isinstance(module, nn.Parameter) or type(module).__module__.startswith("torch_pruning") or any(True for _ in module.parameters())
-
-
-def _kind(target: object) -> str:
-    kind = type(target.module).__name__.strip("_")  # type: ignore[attr-defined]
-    name = str(target.name).split(" ")[0]  # type: ignore[attr-defined]
-    return kind if name.startswith("_") else f"{kind} {name}"
+    def _layers(self, segments: "Mapping[str, tuple[Segment, ...]]") -> list[Layer]:
+        channels, counted = self._channels, set()
+        layers = []
+        for name in self._dims.modules:
+            use, module = channels.uses.get(name), self._modules[name]
+            tensors = []
+            for (owner, key), labels in channels.tensors.items():
+                if owner != name:
+                    continue
+                tensor = getattr(module, key) if key in module._parameters else module._buffers[key]
+                dims, roles = [], []
+                for dim, size in enumerate(tensor.shape):
+                    place, role = self._dims.place(name, key, dim)
+                    roles.append(role)
+                    dims.append((Segment(None, size),) if labels[dim] is None else segments[place])
+                learned = key in module._parameters and id(tensor) not in counted
+                counted.add(id(tensor))
+                tensors.append(LayerTensor(key, tuple(dims), tuple(roles), learned))
+            outputs = segments.get(f"{name}:out") or next((dim for one in tensors for dim in one.dims), ())
+            inputs = segments.get(f"{name}:in", outputs)
+            kind = use.kind if use is not None else "norm" if isinstance(module, NORMS) else "other"
+            size = channels.sized[name][0] if name in channels.sized else ""
+            layer = Layer(name, kind, inputs, outputs, tensors=tuple(tensors), across=channels.across.get(name), size=size)
+            if use is not None:
+                along = segments[f"{name}:along"] if use.along is not None else ()
+                layer = replace(layer, channels_per_group=use.channels_per_group, kernel=use.kernel, positions=use.positions, along=along)
+            if use is not None or kind == "norm" or layer.is_searched:
+                layers.append(layer)
+        return layers
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Classes that occur in the same dimensions in the same order: a group to be.
+    """Tied entries that occur in the same dimensions in the same order: a group to be.
 
     Attributes:
-        channels: number of classes.
-        places: dimension -> (first entry, entries per channel).
+        channels: number of them.
+        places: dimension -> (entries per channel, first entries of the parts in which all channels occur).
+        members: numbers of the sets of tied labels.
     """
 
     channels: int
-    places: dict[str, tuple[int, int]]
+    places: dict[str, tuple[int, tuple[int, ...]]]
+    members: frozenset[int]
 
 
-def _split_into_runs(members: list[_Class], frozen: dict[str, str], sizes: dict[str, int]) -> tuple[list[_Run], dict[str, str]]:
-    """Sort the classes into runs that can be searched and dimensions that are fixed, with the reason."""
-    order = {dim: number for number, dim in enumerate(sizes)}
-    last = [dim for dim in sizes if dim.endswith(":out")][-1]
-    by_dims: dict[tuple[str, ...], list[_Class]] = defaultdict(list)
-    for places in members:
-        by_dims[tuple(sorted(places, key=order.__getitem__))].append(places)
-    runs, fixed = [], {}
-    for dims, tied in by_dims.items():
-        tied.sort(key=lambda places: places[dims[-1]])
-        run = _Run(len(tied), {dim: (tied[0][dim][0], len(tied[0][dim])) for dim in dims})
-        reason = next((frozen[dim] for dim in dims if dim in frozen), None)
-        if reason is None and not any(dim.endswith(":in") for dim in dims):
-            reason = OUTPUTS if last in dims else "no layer that can be sliced reads its channels"
-        elif reason is None and not all(_is_consecutive([places[dim] for places in tied]) for dim in dims):
-            reason = "its channels are reordered on the way"
-        if reason is None:
-            runs.append(run)
-        else:
-            fixed.update(dict.fromkeys(dims, reason))
-    return sorted(runs, key=lambda run: min(order[dim] for dim in run.places if dim.endswith(":out"))), fixed
+class _Dims:
+    """Dimensions by name, in order of use: ``LAYER:in``, ``LAYER:out``, ``LAYER:along``, ``LAYER.TENSOR:NUMBER``."""
+
+    def __init__(self, channels: Channels, components: Labels) -> None:
+        self.channels, self.components = channels, components
+        self.labels: dict[str, Labels] = {}
+        self._places: dict[tuple[str, str, int], tuple[str, Role]] = {}
+        self.modules = list(channels.order)
+        for name in self.modules:
+            use = channels.uses.get(name)
+            if use is not None:
+                self.labels[f"{name}:in"], self.labels[f"{name}:out"] = use.inputs, use.outputs
+                if use.along is not None:
+                    self.labels[f"{name}:along"] = use.along
+            if name in channels.sized:
+                self.labels.setdefault(f"{name}:out", channels.sized[name][1])
+            for (owner, key), dims in channels.tensors.items():
+                if owner == name:
+                    for dim, own in enumerate(dims):
+                        if own is not None:
+                            self._add(name, key, dim, own)
+        self.reasons: dict[int, str] = {}
+        for labels, why in channels.fixed:
+            for component in np.unique(components[labels]).tolist():
+                if component not in self.reasons or self.reasons[component] == INPUT or why == OUTPUTS:
+                    self.reasons[component] = why
+
+    def _add(self, name: str, key: str, dim: int, own: Labels) -> None:
+        use = self.channels.uses.get(name)
+        place, role = f"{name}.{key}:{dim}", "own"
+        if use is not None and key == use.tensor and dim == use.out_dim:
+            place, role = f"{name}:out", "out"
+        elif use is not None and key == use.tensor and dim == use.in_dim and not use.channels_per_group:
+            place, role = f"{name}:in", "in"
+        elif use is not None and self._equal(own, use.outputs):
+            role = "out"
+        elif use is None and f"{name}:out" not in self.labels:
+            place, role = f"{name}:out", "out"
+        elif use is None and self._equal(own, self.labels[f"{name}:out"]):
+            role = "out"
+        self.labels.setdefault(place, own)
+        self._places[name, key, dim] = place, role  # type: ignore[assignment]
+
+    def _equal(self, a: Labels, b: Labels) -> bool:
+        return len(a) == len(b) and bool(((a >= 0) == (b >= 0)).all()) and np.array_equal(self.components[a], self.components[b])
+
+    def place(self, name: str, key: str, dim: int) -> tuple[str, Role]:
+        """Where a tensor's dimension stands."""
+        return self._places.get((name, key, dim), ("", "own"))
+
+    def unit(self, run: _Run) -> int:
+        """What the channel counts of a run must be multiples of."""
+        units = (unit for labels, unit in self.channels.units if not run.members.isdisjoint(self.components[labels[labels >= 0]].tolist()))
+        return lcm(*units)
+
+    def runs(self) -> tuple[list[_Run], dict[str, str]]:
+        """Sort tied entries into runs that can be searched and dimensions that are fixed, with the reason."""
+        order = {dim: number for number, dim in enumerate(self.labels)}
+        members: dict[int, dict[str, list[int]]] = defaultdict(dict)
+        for dim, labels in self.labels.items():
+            for position, component in enumerate(np.where(labels >= 0, self.components[labels], -1).tolist()):
+                if component >= 0:
+                    members[component].setdefault(dim, []).append(position)
+        by_dims: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for component, places in members.items():
+            by_dims[tuple(places)].append(component)  # dimensions come in order of use
+        runs: list[_Run] = []
+        fixed: dict[str, str] = {}
+        for dims, tied in by_dims.items():
+            made = [dim for dim in dims if dim.endswith(":out") and dim.removesuffix(":out") in self.channels.uses]
+            reason = next((self.reasons[component] for component in tied if component in self.reasons), None)
+            if reason is None and (not made or not any(dim.endswith(":in") for dim in dims)):
+                reason = NOT_READ
+            if reason is None:
+                tied.sort(key=lambda component: members[component][made[0]])
+                places = {dim: _tiles([members[component][dim] for component in tied]) for dim in dims}
+                if all(place is not None for place in places.values()):
+                    runs.append(_Run(len(tied), places, frozenset(tied)))  # type: ignore[arg-type]
+                    continue
+                reason = REORDERED
+            for dim in dims:
+                fixed.setdefault(dim, reason)
+        return sorted(runs, key=lambda run: min(order[dim] for dim in run.places if dim.endswith(":out"))), fixed
 
 
-def _is_consecutive(positions: list[list[int]]) -> bool:
-    """Whether channel after channel takes the next entries of a dimension, the same number each."""
-    flat = [entry for channel in positions for entry in channel]
-    return len(set(map(len, positions))) == 1 and flat == list(range(flat[0], flat[0] + len(flat)))
+def _tiles(positions: list[list[int]]) -> tuple[int, tuple[int, ...]] | None:
+    """How channel after channel takes entries of a dimension: so many next to each other, in parts that begin there.
+
+    ``None`` if the channels are in another order in some part.
+    """
+    table = np.array(positions) if len(set(map(len, positions))) == 1 else None
+    if table is None:
+        return None
+    channels, entries = table.shape
+    first = table[0]
+    repeat = 1
+    while repeat < entries and first[repeat] == first[repeat - 1] + 1:
+        repeat += 1
+    for size in sorted({repeat, 1}, reverse=True):  # of a single channel, parts may touch each other
+        if entries % size == 0:
+            starts = first[::size]
+            expected = (starts[None, :, None] + size * np.arange(channels)[:, None, None] + np.arange(size)).reshape(channels, entries)
+            if np.array_equal(expected, table):
+                return size, tuple(map(int, starts))
+    return None
 
 
-def _channels_per_group(module: nn.Module) -> int:
-    """Input channels per group of a grouped convolution; 0 for any other layer."""
-    return module.in_channels // module.groups if isinstance(module, nn.Conv2d) and module.groups > 1 else 0
+def _held(layers: Sequence[Layer]) -> int:
+    """Parameters of the plain model that the layers hold."""
+    sizes = [[sum(s.channels * s.repeat for s in dim) for dim in one.dims] for layer in layers for one in layer.tensors if one.learned]
+    return sum(int(np.prod(dims)) for dims in sizes)
 
 
-def _group(run: _Run, modules: dict[str, Any], rules: Choices) -> Group | str:
-    """The group of a run, or the reason why it stays whole."""
-    names = [dim.removesuffix(":out") for dim in run.places if dim.endswith(":out")]
-    makers = tuple(name for name in names if not isinstance(modules[name], nn.modules.batchnorm._BatchNorm))
-    unit = lcm(*(_channels_per_group(modules[name]) or 1 for name in names))
-    if any(_means(pattern, makers) for pattern in rules.exclude):
-        return "excluded"
-    patterns = [pattern for pattern in rules.lists or () if _means(pattern, makers)]
-    if patterns:
-        return _listed_group(makers, run.channels, unit, (rules.lists or {})[patterns[-1]], patterns[-1])
-    if run.channels < rules.bins:
-        return f"{run.channels} channels, fewer than {rules.bins} bins"
-    if rules.divisor and run.channels % lcm(unit, rules.divisor) == 0:
-        unit = lcm(unit, rules.divisor)
-    if run.channels % unit:
-        where = next(iter(run.places)).rpartition(":")[0]
-        raise UserError(f"{where}: {run.channels} channels cannot be cut into the groups of {unit} that a grouped convolution wants")
-    group = Group.of_bins(makers[0], run.channels, bins=rules.bins, min_bins=rules.min_bins, unit=unit, layers=makers)
-    return group if group.bins > 1 or rules.bins == 1 else f"{run.channels} channels are one choice only in multiples of {unit}"
+def _most_frequent(fixed: Mapping[str, str]) -> str:
+    reasons = [why for dim, why in fixed.items() if dim.endswith(":out") and why not in (OUTPUTS, INPUT)]
+    return f": {max(set(reasons), key=reasons.count)}" if reasons else ""
 
 
 def _listed_group(makers: tuple[str, ...], channels: int, unit: int, counts: Sequence[int], pattern: str) -> Group:
@@ -375,16 +379,16 @@ def _mark_optional(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ..
     return tuple(marked)
 
 
-def _segments(runs: list[_Run], sizes: dict[str, int]) -> dict[str, tuple[Segment, ...]]:
+def _segments(runs: list[_Run], labels: Mapping[str, Labels]) -> dict[str, tuple[Segment, ...]]:
     """What every dimension is made of; entries of no group become fixed segments."""
-    placed: dict[str, list[tuple[int, Segment]]] = {dim: [] for dim in sizes}
+    placed: dict[str, list[tuple[int, Segment]]] = {dim: [] for dim in labels}
     for number, run in enumerate(runs):
-        for dim, (start, repeat) in run.places.items():
-            placed[dim].append((start, Segment(number, run.channels, repeat)))
+        for dim, (repeat, starts) in run.places.items():
+            placed[dim] += [(start, Segment(number, run.channels, repeat)) for start in starts]
     segments = {}
-    for dim, size in sizes.items():
+    for dim, own in labels.items():
         parts, end = [], 0
-        for start, segment in [*sorted(placed[dim], key=lambda part: part[0]), (size, None)]:
+        for start, segment in [*sorted(placed[dim], key=lambda part: part[0]), (len(own), None)]:
             if start > end:
                 parts.append(Segment(None, start - end))
             if segment is not None:
@@ -392,22 +396,3 @@ def _segments(runs: list[_Run], sizes: dict[str, int]) -> dict[str, tuple[Segmen
                 end = start + segment.channels * segment.repeat
         segments[dim] = tuple(parts)
     return segments
-
-
-def _describe(name: str, module: nn.Module, positions: int, segments: dict[str, tuple[Segment, ...]]) -> Layer:
-    outputs = segments[f"{name}:out"]
-    inputs = segments.get(f"{name}:in", outputs)
-    if isinstance(module, nn.Conv2d):
-        kernel, per_group = prod(module.kernel_size), _channels_per_group(module)
-        return Layer(name, "conv", inputs, outputs, per_group, kernel, positions, module.bias is not None)
-    if isinstance(module, nn.Linear):
-        return Layer(name, "linear", inputs, outputs, positions=positions, bias=module.bias is not None)
-    return Layer(name, "norm", inputs, outputs, vectors=sum(p is not None for p in (module.weight, module.bias)))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Torch-Pruning's warnings about what it guesses out of the user's sight: the proof decides."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield

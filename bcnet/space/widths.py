@@ -116,20 +116,42 @@ class Segment:
         return self.repeat * (self.channels if self.group is None else channels[self.group])
 
 
+Role = Literal["out", "in", "own"]
+
+
+@dataclass(frozen=True)
+class LayerTensor:
+    """A parameter or buffer of a layer, some of whose dimensions are channels.
+
+    Attributes:
+        name: its name in the module.
+        dims: what every dimension is made of.
+        roles: of every dimension: the layer's outputs, the layer's inputs, or something of its own.
+        learned: whether it is a parameter, and counts as such (a parameter that two layers share counts once).
+    """
+
+    name: str
+    dims: tuple[tuple[Segment, ...], ...]
+    roles: tuple[Role, ...]
+    learned: bool = True
+
+
 @dataclass(frozen=True)
 class Layer:
-    """Which channels a layer reads and writes; what its cost is made of.
+    """A module with parameters of its own: which channels it reads and writes; what its cost is made of.
 
     Attributes:
         name: module name in the plain model.
-        kind: ``conv``, ``linear`` or ``norm``.
+        kind: ``conv``, ``linear``, ``norm`` (batch norm) or ``other``.
         inputs: segments of the input dimension, in order.
         outputs: segments of the output dimension, in order.
         channels_per_group: input channels per group of a grouped convolution (1 = depthwise); 0 if it is not grouped.
         kernel: kernel positions (9 for 3x3; 1 for linear layers).
         positions: output positions of one image (``H * W``), summed over the calls in one forward pass.
-        bias: whether there is one bias per output channel.
-        vectors: number of per-channel parameter vectors of a norm (weight and bias: 2).
+        along: segments whose entries are positions as well, as for a convolution over channels.
+        tensors: its parameters and buffers.
+        size: of a layer without parameters: the attribute in which it keeps its number of channels.
+        across: it normalises over channels, of which it takes the active ones: (dimension of channels in its input, in its output).
         skipped_if_equal: of a layer inside a `bcnet.models.shortcut.IdentityOr`: where these two segments have as many
             entries as each other, the layer is not part of the network.
     """
@@ -141,9 +163,17 @@ class Layer:
     channels_per_group: int = 0
     kernel: int = 1
     positions: int = 0
-    bias: bool = False
-    vectors: int = 0
+    along: tuple[Segment, ...] = ()
+    tensors: tuple[LayerTensor, ...] = ()
+    size: str = ""
+    across: tuple[int, int] | None = None
     skipped_if_equal: tuple[Segment, Segment] | None = None
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether any of its channels belong to a group."""
+        dims = (self.inputs, self.outputs, *(dim for tensor in self.tensors for dim in tensor.dims))
+        return any(segment.group is not None for dim in dims for segment in dim)
 
 
 @dataclass(frozen=True)
@@ -155,12 +185,14 @@ class Space:
         layers: how every sliced layer is made of the groups (empty for a space without a model).
         fixed: layers that stay at full width, and why.
         fixed_params: parameters of the model that none of the layers holds.
+        fixed_flops: multiply-adds of one image that belong to none of the layers.
     """
 
     groups: tuple[Group, ...]
     layers: tuple[Layer, ...] = ()
     fixed: tuple[tuple[str, str], ...] = ()
     fixed_params: int = 0
+    fixed_flops: int = 0
 
     def __len__(self) -> int:
         return self.size

@@ -1,7 +1,7 @@
 """The operations of a network, by torch.fx."""
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from bcnet.models.shortcut import IdentityOr
@@ -22,8 +22,18 @@ def operations(net: nn.Module) -> fx.Graph:
 
     Raises:
         Exception: whatever the network's forward raises when it is run on placeholders.
+        ValueError: it reads a slimmable parameter outside of its layer, and so would only ever use those of the active subnet.
     """
-    return _Tracer().trace(net)
+    before = set(vars(net))
+    try:
+        graph = _Tracer().trace(net)
+    finally:
+        slices = [name for name in set(vars(net)) - before if isinstance(value := getattr(net, name), Tensor) and not value.is_leaf]
+        for name in slices:
+            delattr(net, name)
+    if slices:
+        raise ValueError("it reads a parameter outside of its layer")
+    return graph
 
 
 def norms_before_relu(net: nn.Module) -> list[tuple[str, str | None]]:

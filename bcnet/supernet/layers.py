@@ -5,7 +5,6 @@ A slimmable layer keeps the class of the plain one as its base and its parameter
 of torch, timm or the user runs unchanged, and subclasses such as ``BatchNormAct2d`` or ``Conv2dSame`` need no code here.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from bcnet.kernels.batch_norm import batch_norm
 from bcnet.kernels.depthwise import depthwise_conv2d
+from bcnet.kernels.pointwise import is_unsafe, strided_conv2d
+from bcnet.models.copying import copy_network
 from bcnet.models.shortcut import drop_unused_bodies
 from bcnet.space.widths import Layer, Segment, Side
 from bcnet.supernet.graph import norms_before_relu
@@ -34,6 +35,7 @@ class Slices:
     def __init__(self, layer: Layer, totals: Sequence[int]) -> None:
         self.layer = layer
         self.totals = tuple(totals)
+        self._tensors = {tensor.name: tensor for tensor in layer.tensors}
         self.select(self.totals, "left")
 
     @property
@@ -43,8 +45,10 @@ class Slices:
 
     def select(self, channels: Sequence[int], side: Side, *, inputs: Sequence[int] | None = None) -> None:
         """Make ``channels[g]`` channels of every group active, on the left or the right end; maybe others in the inputs."""
-        self.outputs = self._ranges(self.layer.outputs, channels, side)
-        self.inputs = self._ranges(self.layer.inputs, channels if inputs is None else inputs, side)
+        self._active = channels, side
+        self._of_tensor: dict[str, list[_Ranges]] = {}
+        self.outputs = self.ranges(self.layer.outputs, channels, side)
+        self.inputs = self.ranges(self.layer.inputs, channels if inputs is None else inputs, side)
         self.num_outputs = sum(stop - start for start, stop in self.outputs)
         self.num_inputs = sum(stop - start for start, stop in self.inputs)
         self.groups = self.num_inputs // self.layer.channels_per_group if self.layer.channels_per_group else 1
@@ -54,8 +58,10 @@ class Slices:
         full = self.num_full_inputs
         self.inputs = [(start, stop) if side == "left" else (full - stop, full - start)]
         self.num_inputs = stop - start
+        self._of_tensor = {}
 
-    def _ranges(self, segments: tuple[Segment, ...], channels: Sequence[int], side: Side) -> list[tuple[int, int]]:
+    def ranges(self, segments: tuple[Segment, ...], channels: Sequence[int], side: Side) -> "_Ranges":
+        """The active entries of a dimension, as ranges of those it has in the supernet."""
         ranges: list[tuple[int, int]] = []
         offset = 0
         for segment in segments:
@@ -68,9 +74,26 @@ class Slices:
             offset += total
         return ranges
 
-    def of_outputs(self, tensor: Tensor | None) -> Tensor | None:
-        """The active part of a per-output vector ``(O,)``."""
-        return None if tensor is None else _take(tensor, [self.outputs])
+    def of_tensor(self, name: str) -> "list[_Ranges]":
+        """The active entries of every dimension of a parameter or buffer."""
+        known = self._of_tensor.get(name)
+        if known is None:
+            of_role = {"out": self.outputs, "in": self.inputs}
+            tensor = self._tensors[name]
+            known = [
+                of_role[role] if role != "own" else self.ranges(dim, *self._active)
+                for dim, role in zip(tensor.dims, tensor.roles, strict=True)
+            ]
+            self._of_tensor[name] = known
+        return known
+
+    def holds(self, name: str) -> bool:
+        """Whether a parameter or buffer is sliced."""
+        return name in self._tensors
+
+    def take(self, name: str, tensor: Tensor) -> Tensor:
+        """The active part of a parameter or buffer."""
+        return _take(tensor, self.of_tensor(name))
 
     def put_outputs(self, tensor: Tensor, values: Tensor) -> None:
         """Write the active part of a per-output vector ``(O,)``."""
@@ -78,10 +101,6 @@ class Slices:
         for start, stop in self.outputs:
             tensor[start:stop] = values[offset : offset + stop - start]
             offset += stop - start
-
-    def of_weight(self, tensor: Tensor) -> Tensor:
-        """The active part of a weight ``(O, I, ...)``; a grouped convolution has no input part to take."""
-        return _take(tensor, [self.outputs] if self.layer.channels_per_group else [self.outputs, self.inputs])
 
 
 _Ranges = list[tuple[int, int]]
@@ -102,7 +121,10 @@ def _narrowed(tensor: Tensor, dim: int, ranges: _Ranges) -> bool:
 
 def make_slimmable(module: nn.Module, layer: Layer, totals: Sequence[int]) -> None:
     """Turn a plain layer that already has the supernet's parameters into a slimmable one, in place."""
-    module.__class__ = _slimmable_class(type(module))  # type: ignore[arg-type]
+    if isinstance(module, nn.GroupNorm):
+        module.channels_per_group = module.num_channels // module.num_groups if module.num_groups > 1 else 0  # type: ignore[assignment]
+    names = tuple(one.name for one in layer.tensors if any(segment.group is not None for dim in one.dims for segment in dim))
+    module.__class__ = _slimmable_class(type(module), names, layer.size)  # type: ignore[arg-type]
     module.slices = Slices(layer, totals)  # type: ignore[assignment]
 
 
@@ -141,7 +163,7 @@ def make_plain(net: nn.Module) -> nn.Module:
                 copies[id(full)] = nn.Parameter(active.detach().clone(), full.requires_grad)
             elif full is not None:
                 copies[id(full)] = active.detach().clone()
-    plain = copy.deepcopy(net, copies)  # takes what is in `copies` for done, so full-size parameters are never copied
+    plain = copy_network(net, copies)  # takes what is in `copies` for done, so full-size parameters are never copied
     for module in plain.modules():
         if hasattr(module, "slices"):
             sizes = {name: getattr(module, name) for name in type(module).sliced_sizes}  # type: ignore[attr-defined]
@@ -149,7 +171,7 @@ def make_plain(net: nn.Module) -> nn.Module:
             del module.slices
             for name, size in sizes.items():
                 setattr(module, name, size)
-            for name in ("before_relu", "rectified"):
+            for name in ("before_relu", "rectified", "channels_per_group"):
                 module.__dict__.pop(name, None)
         elif isinstance(module, _SkippedReLU):
             module.__class__ = nn.ReLU  # type: ignore[assignment]
@@ -158,51 +180,54 @@ def make_plain(net: nn.Module) -> nn.Module:
     return plain
 
 
+# What a module keeps of its sizes beside its parameters, and what it is when only some channels are active.
+_SIZES: dict[str, Callable[[Any], Any]] = {
+    "in_channels": lambda module: module.slices.num_inputs,
+    "in_features": lambda module: module.slices.num_inputs,
+    "out_channels": lambda module: module.slices.num_outputs,
+    "out_features": lambda module: module.slices.num_outputs,
+    "num_features": lambda module: module.slices.num_outputs,
+    "num_channels": lambda module: module.slices.num_outputs,
+    "channels": lambda module: module.slices.num_outputs,
+    "num_parameters": lambda module: module.slices.num_outputs,
+    "groups": lambda module: module.slices.groups,
+    "num_groups": lambda module: module.slices.num_outputs // module.channels_per_group if module.channels_per_group else 1,
+    "normalized_shape": lambda module: (module.slices.num_outputs,),
+}
+_SIZES_OF: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),
+    nn.Linear: ("in_features", "out_features"),
+    BATCH_NORM: ("num_features",),
+    nn.LayerNorm: ("normalized_shape",),
+    nn.GroupNorm: ("num_channels", "num_groups"),
+    nn.PReLU: ("num_parameters",),
+}
+
+
 @cache
-def _slimmable_class(plain: type[nn.Module]) -> type[nn.Module]:
+def _slimmable_class(plain: type[nn.Module], tensors: tuple[str, ...], size: str) -> type[nn.Module]:
     """A subclass of a plain layer class that reads its parameters through ``self.slices``."""
-    sizes: dict[str, Callable[[Any], int]]
-    members: dict[str, Any] = {"bias": _vector("bias")}
-    if issubclass(plain, nn.Conv2d):
-        sizes = {"in_channels": _num_inputs, "out_channels": _num_outputs, "groups": lambda module: module.slices.groups}
-        members |= {"weight": _weight()}
-        if plain._conv_forward is nn.Conv2d._conv_forward:
-            members |= {"_conv_forward": _conv_forward}
-    elif issubclass(plain, nn.Linear):
-        sizes = {"in_features": _num_inputs, "out_features": _num_outputs}
-        members |= {"weight": _weight()}
+    sizes = next((names for base, names in _SIZES_OF.items() if issubclass(plain, base)), ())
+    sizes = (*sizes, *({size} - {"", *sizes}))
+    members: dict[str, Any] = {name: _tensor(name) for name in tensors}
+    if issubclass(plain, nn.Conv2d) and plain._conv_forward is nn.Conv2d._conv_forward:
+        members |= {"_conv_forward": _conv_forward}
     elif issubclass(plain, BATCH_NORM):
-        sizes = {"num_features": _num_outputs}
-        members |= {"weight": _vector("weight")} | {name: _vector(name) for name in RUNNING}
         members |= {"__call__": _norm_call(plain), "write_statistics": _write_statistics, "reset_running_stats": _reset_statistics}
         if plain.forward is nn.BatchNorm2d.forward:
             members |= {"forward": _norm_forward(plain), "before_relu": False, "rectified": False}
-    else:
-        raise TypeError(f"{plain.__name__} cannot be made slimmable")
-    members |= {name: property(get) for name, get in sizes.items()}
+    members |= {name: property(_SIZES[name]) for name in sizes}
     members["sliced_sizes"] = tuple(sizes)
     return type(f"Slimmable{plain.__name__}", (plain,), members)
 
 
-def _num_inputs(module: Any) -> int:
-    return int(module.slices.num_inputs)
-
-
-def _num_outputs(module: Any) -> int:
-    return int(module.slices.num_outputs)
-
-
-def _weight() -> property:
-    return property(lambda module: module.slices.of_weight(module._parameters["weight"]))
-
-
-def _vector(name: str) -> property:
+def _tensor(name: str) -> property:
     def read(module: Any) -> Tensor | None:
         if name in module.__dict__.get("gathered", ()):
             return module.gathered[name]  # type: ignore[no-any-return]
         store = module._parameters if name in module._parameters else module._buffers
-        part: Tensor | None = module.slices.of_outputs(store[name])
-        return part
+        tensor: Tensor | None = store[name]
+        return None if tensor is None else module.slices.take(name, tensor)
 
     return property(read)
 
@@ -267,8 +292,11 @@ def _fused_norm(norm: Any, x: Tensor) -> Tensor | None:
 
 
 def _conv_forward(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``Conv2d._conv_forward`` with a faster way for depthwise convolutions."""
-    if self.slices.layer.channels_per_group == 1 and self.padding_mode == "zeros":
-        return depthwise_conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+    """``Conv2d._conv_forward`` with a faster way for depthwise convolutions, and a right one for strided 1x1 convolutions."""
+    if self.padding_mode == "zeros":
+        if self.slices.layer.channels_per_group == 1:
+            return depthwise_conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if is_unsafe(x, weight, self.stride, self.padding):
+            return strided_conv2d(x, weight, bias, self.stride, self.groups)
     out: Tensor = nn.Conv2d._conv_forward(self, x, weight, bias)
     return out

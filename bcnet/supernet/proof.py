@@ -1,150 +1,336 @@
-"""Proof that a traced model can be sliced (law 1).
+"""Proof that a traced model can be sliced (law 1), and what to do where it cannot.
 
-The sliced forward equals the extracted plain module's, and its outputs have the model's own shape. What both would get wrong, such as
-channels that are tied to the wrong ones, is seen by a third way: the network at full width with its inactive channels zeroed.
+The sliced forward equals the extracted plain module's, with and without training; and its outputs have the model's own shape. What
+both would get wrong, such as channels that are tied to the wrong ones, is seen by a third way: the plain network at full width whose
+parameters are zero for inactive channels.
 """
 
-import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bcnet.errors import UserError, first_line
+from bcnet.kernels.pointwise import safe_convolutions
+from bcnet.models.copying import copy_network
+from bcnet.models.layout import fit_layout, to_device
+from bcnet.models.outputs import logits_of
 from bcnet.models.shortcut import IdentityOr
+from bcnet.space.trace import Choices, Tracing
 from bcnet.space.widths import SIDES, Side, Space, Widths
-from bcnet.supernet.layers import BATCH_NORM
+from bcnet.supernet.layers import Slices, make_plain
 from bcnet.supernet.supernet import Supernet
 
-MOST_ZEROED = 2  # width vectors that are compared with the zeroed network, which is the whole one and takes longest
+MIXED = "channels are mixed or reordered on the way"
+
+
+def trace(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    bins: int = 4,
+    min_bins: int = 1,
+    divisor: int | None = None,
+    choices: Mapping[str, Sequence[int]] | None = None,
+    exclude: Sequence[str] = (),
+    proof: bool = True,
+) -> Space:
+    """Find the width space of a model, and prove that it can be sliced so.
+
+    A group at which the proof fails stays whole and is listed in ``Space.fixed``, with the reason; the others are searched.
+
+    Args:
+        model: any CNN; it is not changed.
+        input_shape: ``(C, H, W)`` of one image.
+        bins: equal bins ``K`` per group.
+        min_bins: smallest width index ``k_min``.
+        divisor: channel counts are multiples of it in every group whose full count is one.
+        choices: pattern of layer names -> channel counts, for groups that are not to be cut into equal bins.
+        exclude: patterns of layers whose groups stay whole.
+        proof: prove it; else a group that cannot be sliced may be among those of the space.
+
+    Raises:
+        UserError: the model cannot be run, nothing in it can be searched, or a pattern means no group.
+    """
+    rules = Choices(bins, min_bins, divisor, choices, exclude)
+    tracing = Tracing(model, input_shape)
+    space = tracing.space(rules)
+    whole: dict[str, str] = {}
+    while proof:
+        try:
+            prove(model, space, input_shape)
+            break
+        except NotProven as failure:
+            culprits = failure.culprits() or _failing_alone(tracing, rules, whole, space)
+            if not culprits:
+                raise
+            whole.update({layer: why for group, why in culprits.items() for layer in space.groups[group].layers})
+        space = tracing.space(rules, whole)
+    return space
+
+
+def _failing_alone(tracing: Tracing, rules: Choices, whole: Mapping[str, str], space: Space) -> dict[int, str]:
+    """Groups that cannot be searched even when no other is, each with the reason; the dearest way to find out."""
+    found = {}
+    for number, group in enumerate(space.groups):
+        others = {layer: "left out" for other in space.groups if other is not group for layer in other.layers}
+        try:
+            prove(tracing.model, tracing.space(rules, {**whole, **others}), tracing.input_shape, num_random=0)
+        except NotProven as failure:
+            found[number] = failure.why
+    return found
 
 
 def prove(model: nn.Module, space: Space, input_shape: tuple[int, ...], *, num_random: int = 2, tolerance: float = 1e-4) -> float:
-    """Check both sides of the narrowest, the widest and random widths, with random BN statistics.
+    """Check both sides of the narrowest, the widest and random widths, with random BN statistics and affine parameters.
 
     Returns:
         The largest difference seen, relative to the largest output.
 
     Raises:
-        UserError: the model cannot be sliced; names the first layer at which it fails.
+        NotProven: the model cannot be sliced at these groups.
     """
-    supernet = Supernet(model, space, wide=True, fuse=False).eval()  # layer by layer, a BN with its ReLU would not compare
-    generator = torch.Generator().manual_seed(0)
-    for module in supernet.modules():
-        if isinstance(module, BATCH_NORM):
-            for tensor in (module._parameters["weight"], module._buffers["running_var"]):
-                if tensor is not None:
-                    tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-    images = torch.randn(2, *input_shape, generator=generator)
+    bench = _Bench(model, space, input_shape, tolerance)
     rng = np.random.default_rng(0)
-    own_shape = _shape_of(model, images)
+    every = [space.narrowest, *(space.sample(rng) for _ in range(num_random)), space.full]
     worst = 0.0
-    for number, widths in enumerate([space.narrowest, *(space.sample(rng) for _ in range(num_random)), space.full]):
+    for number, widths in enumerate(every):
         for side in SIDES:
-            worst = max(worst, _difference(supernet, widths, side, images, tolerance))
-            if number < MOST_ZEROED:
-                worst = max(worst, _zeroed_difference(supernet, widths, side, images, own_shape, tolerance))
+            checks = ["sliced_and_extracted"]
+            if number < 2:  # the whole network takes longest
+                checks.append("sliced_and_zeroed")
+            if (number, side) in ((0, "left"), (1, "right")):
+                checks.append("trained")
+            for check in checks:
+                try:
+                    worst = max(worst, getattr(bench, check)(widths, side))
+                except _Differs as failure:
+                    raise NotProven(bench, check, widths, side, str(failure)) from failure
     return worst
 
 
-def _shape_of(model: nn.Module, images: Tensor) -> torch.Size:
-    model = copy.deepcopy(model).eval()
-    with torch.no_grad():
-        logits = model(images)
-    if not isinstance(logits, Tensor):
-        raise UserError(f"{type(model).__name__} returns {type(logits).__name__}, where one tensor of logits is wanted")
-    return logits.shape
+class NotProven(UserError):
+    """A model that cannot be sliced at all of its groups."""
+
+    def __init__(self, bench: "_Bench", check: str, widths: Widths, side: Side, why: str) -> None:
+        super().__init__(f"{bench.name}, widths {bench.space.encode(widths)} ({side}): {why}; this model cannot be sliced")
+        self.bench, self.check, self.widths, self.side, self.why = bench, check, widths, side, why
+
+    def culprits(self) -> dict[int, str]:
+        """Groups that cannot be narrowed, each with the reason: those that fail when the others are as wide as possible."""
+        bench, whole = self.bench, self.bench.space.whole(True)
+        if self._failure(bench, whole) is not None:  # a size that is written down somewhere holds for the plain model alone
+            bench, whole = self.bench.plain(), self.bench.space.full
+        found: dict[int, str] = {}
+
+        def narrow(groups: Sequence[int], passed: Widths) -> Widths:
+            """Take the narrow widths of as many of the groups as the check allows."""
+            tried = tuple(self.widths[g] if g in groups else k for g, k in enumerate(passed))
+            why = self._failure(bench, tried)
+            if why is None:
+                return tried
+            if len(groups) == 1:
+                found[groups[0]] = why
+                return passed
+            middle = len(groups) // 2
+            return narrow(groups[middle:], narrow(groups[:middle], passed))
+
+        narrow(range(len(whole)), whole)
+        return found
+
+    def _failure(self, bench: "_Bench", widths: Widths) -> str | None:
+        try:
+            getattr(bench, self.check)(widths, self.side)
+        except _Differs as failure:
+            return str(failure)
+        return None
 
 
-def _zeroed_difference(supernet: Supernet, widths: Widths, side: Side, images: Tensor, own_shape: torch.Size, tolerance: float) -> float:
-    """Compare the sliced network's output with that of the whole one whose layers read and write zeros in inactive channels."""
-    supernet.set_active_subnet(widths, side)
-    shortcuts = [module for module in supernet.net.modules() if isinstance(module, IdentityOr)]
-    sliceable = [(name, module.slices) for name, module in supernet.net.named_modules() if hasattr(module, "slices")]
-    active = {name: (slices.inputs, slices.outputs) for name, slices in sliceable}  # type: ignore[union-attr]
-    with torch.no_grad():
-        sliced = supernet.net(images)
-    if sliced.shape != own_shape:
-        raise UserError(
-            f"the output of {supernet.space.encode(widths)} ({side}) has the shape {tuple(sliced.shape)}, the model's own is "
-            f"{tuple(own_shape)}; this model cannot be sliced"
+class _Differs(Exception):
+    """Two forms of one subnet differ; says how."""
+
+
+class _Bench:
+    """A supernet with random parameters where those of the model would hide something, and the checks."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        space: Space,
+        input_shape: tuple[int, ...],
+        tolerance: float,
+        dtype: torch.dtype = torch.float32,
+        wide: bool = True,
+    ) -> None:
+        self.name, self.space, self.tolerance, self.dtype = type(model).__name__, space, tolerance, dtype
+        self._arguments = model, space, input_shape
+        self._precise: _Bench | None = None
+        self.generator = torch.Generator().manual_seed(0)
+        model = copy_network(model).cpu().float()
+        fit_layout(model, input_shape)
+        self.wide = wide
+        self.supernet = Supernet(model, space, wide=wide, fuse=False).to(dtype)
+        _stir(self.supernet, self.generator)
+        self.images = torch.randn(3, *input_shape, generator=self.generator).to(dtype)
+        self.model = model.to(dtype)
+        self.shortcuts = [module for module in self.supernet.net.modules() if isinstance(module, IdentityOr)]
+        self.own_shape = _logits(self.model.eval(), self.images[:2]).shape
+        self._whole: nn.Module | None = None
+
+    def plain(self) -> "_Bench":
+        """The same with a supernet no wider than the model."""
+        return _Bench(*self._arguments, tolerance=self.tolerance, wide=False)
+
+    def sliced_and_extracted(self, widths: Widths, side: Side) -> float:
+        """The sliced network and the extracted one, without training."""
+        sliced = self._sliced(widths, side)
+        plain = _logits(self.supernet.extract(widths, side).eval(), self.images[:2])
+        text = "the sliced forward differs from the extracted module's by"
+        return self._compare("sliced_and_extracted", widths, side, sliced, plain, text)
+
+    def sliced_and_zeroed(self, widths: Widths, side: Side) -> float:
+        """The sliced network and the whole one whose parameters are zero for inactive channels."""
+        sliced = self._sliced(widths, side)
+        if sliced.shape != self.own_shape:
+            raise _Differs(f"the output has the shape {tuple(sliced.shape)}, the model's own is {tuple(self.own_shape)}")
+        identities = [shortcut.is_identity for shortcut in self.shortcuts]
+        extracted = self.supernet.extract(widths, side).eval() if any(layer.across for layer in self.space.layers) else None
+        zeroed = self._zeroed(extracted, identities)
+        logits = _logits(zeroed, self.images[:2])
+        return self._compare(
+            "sliced_and_zeroed", widths, side, sliced, logits, f"{MIXED}: the whole network with its inactive channels zeroed differs by"
         )
-    for shortcut in shortcuts:
-        shortcut.forced = shortcut.is_identity
-    supernet.set_active_subnet(supernet.space.whole(supernet.wide), "left")
-    handles: list[Any] = []
-    for name, (inputs, outputs) in active.items():
-        module = supernet.net.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(lambda module, args, r=inputs: (_keep(args[0], r, module), *args[1:])))
-        handles.append(module.register_forward_hook(lambda module, args, output, r=outputs: _keep(output, r, module)))
-    try:
-        with torch.no_grad():
-            zeroed = supernet.net(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for shortcut in shortcuts:
+
+    def trained(self, widths: Widths, side: Side) -> float:
+        """One step of training, sliced and extracted: logits and gradients."""
+        trainee = copy_network(self.supernet)
+        if self.dtype == torch.float32:
+            trainee = Supernet(self._arguments[0], self.space, wide=self.wide)
+            fit_layout(trainee.net, tuple(self.images.shape[1:]))
+            trainee.load_state_dict(self.supernet.state_dict())
+        to_device(trainee, torch.device("cpu")).train().set_active_subnet(widths, side)
+        plain = to_device(trainee.extract(widths, side), torch.device("cpu")).train()
+        results = []
+        for network in (trainee, plain):
+            with torch.random.fork_rng(devices=[]), safe_convolutions(network):
+                torch.manual_seed(0)
+                try:
+                    logits = logits_of(network(self.images.contiguous(memory_format=torch.channels_last)))
+                    logits.float().square().mean().backward()
+                except Exception as error:
+                    raise _Differs(f"it cannot be trained with fewer channels: {first_line(error)}") from error
+            results.append(logits.detach())
+        worst = self._compare("trained", widths, side, *results, "in training, the sliced network differs from the extracted one by", 100)
+        modules = dict(trainee.net.named_modules())
+        for name, parameter in plain.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            full = modules[owner]._parameters[leaf]
+            gradient = None if full is None or full.grad is None else full.grad
+            slices = getattr(modules[owner], "slices", None)
+            if gradient is not None and slices is not None and slices.holds(leaf):
+                gradient = slices.take(leaf, gradient)
+            if (gradient is None) != (parameter.grad is None):
+                raise _Differs(f"{name} is trained in the sliced network or in the extracted one, not in both")
+            if gradient is not None and parameter.grad is not None:
+                text = f"in training, the gradient of {name} in the sliced network differs from that in the extracted one by"
+                self._compare("trained", widths, side, gradient, parameter.grad, text, 1000)
+        return min(worst, self.tolerance)
+
+    def _sliced(self, widths: Widths, side: Side) -> Tensor:
+        self.supernet.eval().set_active_subnet(widths, side)
+        return _logits(self.supernet.net, self.images[:2])
+
+    def _compare(self, check: str, widths: Widths, side: Side, a: Tensor, b: Tensor, text: str, factor: float = 1.0) -> float:
+        """How far two results are apart, relative to the larger; in doubt, double precision decides."""
+        scale = float(a.abs().max()) + 1e-12
+        difference = float((a - b).abs().max()) / scale if a.shape == b.shape else float("inf")
+        if difference <= self.tolerance * factor:
+            return difference
+        if self.dtype != torch.float64 and a.shape == b.shape:
+            if self._precise is None:
+                self._precise = _Bench(*self._arguments, tolerance=1e-7, dtype=torch.float64, wide=self.wide)
+            getattr(self._precise, check)(widths, side)
+            return self.tolerance
+        raise _Differs(f"{text} {difference:.1e}")
+
+    def _zeroed(self, extracted: nn.Module | None, identities: Sequence[bool]) -> nn.Module:
+        """The whole plain network with zeros wherever a parameter belongs to an inactive channel."""
+        slices: dict[str, Slices] = {name: module.slices for name, module in self.supernet.net.named_modules() if hasattr(module, "slices")}  # type: ignore[misc]
+        active = {(name, one.name): own.of_tensor(one.name) for name, own in slices.items() for one in own.layer.tensors}
+        ranges = {name: (own.inputs, own.outputs) for name, own in slices.items()}
+        for shortcut, is_identity in zip(self.shortcuts, identities, strict=True):
+            shortcut.forced = is_identity
+        before = self.supernet.active
+        self.supernet.set_active_subnet(self.space.whole(self.wide), "left")
+        whole = make_plain(self.supernet.net).eval()
+        self.supernet.set_active_subnet(*before)
+        for shortcut in self.shortcuts:
             shortcut.forced = None
-    scale = float(sliced.abs().max()) + 1e-12
-    difference = float((zeroed - sliced).abs().max()) / scale if zeroed.shape == sliced.shape else float("inf")
-    if not difference <= tolerance:
-        raise UserError(
-            f"the sliced network of {supernet.space.encode(widths)} ({side}) differs by {difference:.1e} from the whole one with its "
-            "inactive channels zeroed: channels are mixed or reordered on the way; this model cannot be sliced"
-        )
-    return difference
+        modules = dict(whole.named_modules())
+        for (name, key), dims in active.items():
+            tensor = modules[name]._parameters.get(key) if name in modules else None
+            if tensor is not None:
+                tensor.requires_grad_(False)
+                for dim, kept in enumerate(dims):
+                    _keep(tensor, dim, kept)
+        if extracted is not None:
+            for layer in self.space.layers:
+                if layer.across is not None and layer.name in ranges:
+                    size = sum(segment.entries(slices[layer.name].totals) for segment in layer.outputs)
+                    _run_active(modules[layer.name], extracted.get_submodule(layer.name), layer.across, ranges[layer.name], size)
+        return whole
 
 
-def _keep(x: Tensor, ranges: Sequence[tuple[int, int]], module: nn.Module) -> Tensor:
-    """Zeros but for the given ranges of the channels."""
-    dim = x.ndim - 1 if isinstance(module, nn.Linear) else 1
-    kept = torch.zeros(x.shape[dim])
-    for start, stop in ranges:
-        kept[start:stop] = 1
-    return x * kept.view(-1, *[1] * (x.ndim - 1 - dim))
+_Ranges = list[tuple[int, int]]
 
 
-def _difference(supernet: Supernet, widths: Widths, side: Side, images: Tensor, tolerance: float) -> float:
-    supernet.set_active_subnet(widths, side)
-    sliced = _outputs(supernet.net, images, supernet.space)
-    plain = _outputs(supernet.extract(widths, side), images, supernet.space)
-    worst = 0.0
-    for name, output in sliced.items():
-        same = name in plain and output.shape == plain[name].shape
-        scale = float(output.abs().max()) + 1e-12
-        difference = float((output - plain[name]).abs().max()) / scale if same else float("inf")
-        if not difference <= tolerance:
-            raise UserError(
-                f"{name or 'the output'}: the sliced forward of {supernet.space.encode(widths)} ({side}) differs from the "
-                f"extracted module's by {difference:.1e}; this model cannot be sliced"
-            )
-        worst = max(worst, difference)
-    return worst
+def _keep(tensor: Tensor, dim: int, active: _Ranges) -> None:
+    """Put zeros everywhere but in the active ranges of a dimension."""
+    kept = torch.zeros(tensor.shape[dim], dtype=torch.bool)
+    for start, stop in active:
+        kept[start:stop] = True
+    tensor.index_fill_(dim, torch.nonzero(~kept).flatten(), 0)
 
 
-def _outputs(net: nn.Module, images: Tensor, space: Space) -> dict[str, Tensor]:
-    """The output of every traced layer, in order of use, and of the network itself under the empty name."""
-    outputs: dict[str, Tensor] = {}
-    entered = ["the input"]
+def _run_active(module: nn.Module, sliced: nn.Module, dims: tuple[int, int], ranges: tuple[_Ranges, _Ranges], size: int) -> None:
+    """Let a layer that normalises over channels see the active ones only, which is what its subnet means; it gives ``size`` channels."""
+    read, give = (torch.cat([torch.arange(start, stop) for start, stop in own]) for own in ranges)
 
-    def enter(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, inputs: entered.append(name)
+    def forward(x: Tensor) -> Tensor:
+        y: Tensor = sliced(x.index_select(dims[0], read))
+        shape = list(y.shape)
+        shape[dims[1]] = size
+        return y.new_zeros(shape).index_copy(dims[1], give, y)
 
-    def leave(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, inputs, output: outputs.__setitem__(name, output.detach().clone())
+    module.forward = forward
 
-    present = dict(net.named_modules())  # an extracted network has no layers in shortcuts that are the identity
-    modules = [(layer.name, present[layer.name]) for layer in space.layers if layer.name in present]
-    handles: list[Any] = [module.register_forward_pre_hook(enter(name)) for name, module in modules]
-    handles += [module.register_forward_hook(leave(name)) for name, module in modules]
+
+def _stir(supernet: Supernet, generator: torch.Generator) -> None:
+    """Draw parameters and statistics that are constant: a factor of zero in front of a block would hide whatever happens in it."""
+    with torch.no_grad():
+        for module in supernet.modules():
+            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is None or not tensor.is_floating_point() or not tensor.numel() or float(tensor.max()) != float(tensor.min()):
+                    continue
+                learned = name in module._parameters
+                if not learned and name not in ("running_mean", "running_var"):
+                    continue
+                drawn = torch.rand(tensor.shape, generator=generator) + 0.5
+                if name == "running_mean" or "bias" in name:
+                    drawn = 0.2 * (drawn - 1)
+                elif tensor.ndim > 1 and tensor.numel() > 2 * max(tensor.shape):  # a weight, which sums
+                    drawn = (drawn - 1) * (6 / tensor[0].numel()) ** 0.5
+                tensor.copy_(drawn)
+
+
+def _logits(network: nn.Module, images: Tensor) -> Tensor:
     try:
         with torch.no_grad():
-            outputs[""] = net(images)
+            logits = network(images)
     except Exception as error:
-        raise UserError(f"{entered[-1]}: this model cannot be sliced there or right behind it: {first_line(error)}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
+        raise _Differs(f"it cannot be run with fewer channels: {first_line(error)}") from error
+    if not isinstance(logits, Tensor):
+        kind = f"{type(network).__name__} returns {type(logits).__name__}"
+        raise UserError(f"{kind}, where one tensor of logits is wanted: wrap it in a module that gives one")
+    return logits

@@ -1,11 +1,12 @@
 """The weight-sharing supernet: one network that holds the parameters of every subnet."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from bcnet.models.copying import copy_network
+from bcnet.models.outputs import logits_of
 from bcnet.space.widths import Segment, Side, Space, Widths
 from bcnet.supernet.layers import BATCH_NORM, Slices, fuse_relus, make_plain, make_slimmable
 
@@ -31,7 +32,7 @@ class Supernet(nn.Module):
         self.wide = wide
         self.channel_table = space.channel_table(wide)
         totals = [row[-1] for row in self.channel_table]
-        self.net = copy.deepcopy(model)
+        self.net = copy_network(model)
         make_sliceable(self.net, space, totals, torch.Generator().manual_seed(seed))
         for module in self.net.modules():
             if isinstance(module, BATCH_NORM):
@@ -65,8 +66,7 @@ class Supernet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the active subnet on images ``(N, C, H, W)``."""
-        logits: Tensor = self.net(x)
-        return logits
+        return logits_of(self.net(x))
 
 
 def narrow(model: nn.Module, space: Space, channels: Sequence[int]) -> nn.Module:
@@ -75,13 +75,13 @@ def narrow(model: nn.Module, space: Space, channels: Sequence[int]) -> nn.Module
     Parameters are the left parts of the given model's, scaled by the square root of the ratio of fan-ins: what the
     model's own initialiser would have drawn for a layer of that size. BN is left as it is.
     """
-    net = copy.deepcopy(model)
+    net = copy_network(model)
     make_sliceable(net, space, [group.channels for group in space.groups], torch.Generator())
     set_active_channels(net, channels, "left")
     scales = {}
     for layer in space.layers:
         slices = getattr(net.get_submodule(layer.name), "slices", None)
-        if isinstance(slices, Slices) and layer.kind != "norm" and not layer.channels_per_group:
+        if isinstance(slices, Slices) and layer.kind in ("conv", "linear") and not (layer.channels_per_group or layer.across):
             scales[layer.name] = (slices.num_full_inputs / slices.num_inputs) ** 0.5
     net = make_plain(net)
     with torch.no_grad():
@@ -101,16 +101,16 @@ def set_active_channels(net: nn.Module, channels: Sequence[int], side: Side) -> 
 
 def make_sliceable(net: nn.Module, space: Space, totals: Sequence[int], generator: torch.Generator) -> None:
     """Widen every layer that touches a group to ``totals`` channels per group and make it slimmable, in place."""
+    widened = set()
     for layer in space.layers:
-        if all(segment.group is None for segment in (*layer.inputs, *layer.outputs)):
+        if not layer.is_searched:
             continue
         module = net.get_submodule(layer.name)
-        rows = _kept_entries(layer.outputs, totals)
-        columns = None if layer.kind == "norm" or layer.channels_per_group else _kept_entries(layer.inputs, totals)
+        tensors = {tensor.name: tensor for tensor in layer.tensors}
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if tensor.ndim:
-                wide = _widen(tensor.detach(), rows, columns if name == "weight" else None, generator)
-                tensor.data = wide
+            if name in tensors and id(tensor) not in widened:
+                widened.add(id(tensor))
+                tensor.data = _widen(tensor.detach(), [_kept_entries(dim, totals) for dim in tensors[name].dims], generator)
         make_slimmable(module, layer, totals)
 
 
@@ -123,17 +123,12 @@ def _kept_entries(segments: tuple[Segment, ...], totals: Sequence[int]) -> tuple
     return torch.cat(kept), offset
 
 
-def _widen(tensor: Tensor, rows: tuple[Tensor, int], columns: tuple[Tensor, int] | None, generator: torch.Generator) -> Tensor:
-    """Copy ``(O, I, ...)`` into a larger tensor; new entries are drawn from the old ones with replacement."""
-    shape = [rows[1], *tensor.shape[1:]]
-    if columns is not None:
-        shape[1] = columns[1]
+def _widen(tensor: Tensor, dims: Sequence[tuple[Tensor, int]], generator: torch.Generator) -> Tensor:
+    """Copy a tensor into a larger one; new entries are drawn from the old ones with replacement."""
+    shape = [size for _, size in dims]
     if list(tensor.shape) == shape:
         return tensor.clone()
     draw = torch.randint(tensor.numel(), shape, generator=generator)
     wide = tensor.flatten()[draw.to(tensor.device)]
-    if columns is None:
-        wide[rows[0]] = tensor
-    else:
-        wide[rows[0][:, None], columns[0]] = tensor
+    wide[torch.meshgrid(*(kept for kept, _ in dims), indexing="ij")] = tensor
     return wide

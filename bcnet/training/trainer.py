@@ -24,7 +24,10 @@ from bcnet.data.interfaces import TrainSource
 from bcnet.distributed import agree, process_rank, world_size
 from bcnet.errors import Interrupted, UserError, first_line
 from bcnet.files import remove_leftovers
+from bcnet.kernels.pointwise import safe_convolutions
 from bcnet.machine import autocast, seed_dropout
+from bcnet.models.layout import to_device
+from bcnet.models.outputs import logits_of
 from bcnet.progress import ProgressBar
 from bcnet.seeds import STREAM_STEP, derive_seed
 from bcnet.supernet.supernet import Supernet
@@ -85,7 +88,7 @@ class Trainer:
         identity: str = "",
         label: str = "",
     ) -> None:
-        self.model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.model = to_device(model, device).train()
         self.batches, self.recipe, self.device, self.bf16, self.seed = batches, recipe, device, bf16, seed
         self.passes, self.records, self.label = passes, records, label
         self.checkpoint, self.checkpoint_seconds, self.identity = checkpoint, checkpoint_seconds, identity
@@ -122,7 +125,7 @@ class Trainer:
         done_before, seconds_before = self.step, self.history.seconds
         started = saved = time.monotonic()
         bar = ProgressBar(self.label, self.total_steps, self.step)
-        with self._catch_signals(), bar, _own_random_state(self.device):
+        with self._catch_signals(), bar, _own_random_state(self.device), safe_convolutions(self.model):
             while self.step < last:
                 self._train_step(replica)
                 self.step += 1
@@ -177,7 +180,7 @@ class Trainer:
             network = self.model if replica is None else replica
             with _no_sync(replica, number < len(passes) - 1):
                 with autocast(self.device, self.bf16):
-                    logits = network(images)
+                    logits = logits_of(network(images))
                 loss = self._loss(logits.float(), labels, teacher if one.distilled else None)
                 (loss * one.weight).backward()
             if number == 0:

@@ -6,9 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bcnet.errors import UserError
-from bcnet.models.factory import build_model
-from bcnet.space.trace import trace
-from bcnet.supernet.proof import prove
+from bcnet.supernet.proof import NotProven, prove, trace
 
 
 class Between(nn.Module):
@@ -23,11 +21,10 @@ class Between(nn.Module):
 
 
 def shuffle(x):
-    return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    return x.unflatten(1, (2, x.shape[1] // 2)).transpose(1, 2).flatten(1, 2)
 
 
 MIXED = {
-    "shuffle": shuffle,
     "flip": lambda x: x.flip(1),
     "roll": lambda x: x.roll(3, 1),
     "softmax": lambda x: x.softmax(1),
@@ -41,7 +38,49 @@ MIXED = {
 def test_channels_that_are_mixed_are_not_called_proven(name):
     model = Between(MIXED[name])
     with pytest.raises(UserError):
-        prove(model, trace(model, (3, 8, 8)), (3, 8, 8))
+        trace(model, (3, 8, 8))
+
+
+class Constant(nn.Module):
+    """Two blocks; one keeps the number of its channels where no tracing sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.last = (nn.Conv2d(*sizes, 1) for sizes in ((3, 16), (16, 16), (16, 16), (16, 5)))
+
+    def forward(self, x):
+        x = self.second(self.first(x)).relu()
+        return self.last(self.third(x).view(-1, 16, 64).unflatten(2, (8, 8))).mean((2, 3))
+
+
+def test_only_the_group_at_which_the_proof_fails_stays_whole():
+    space = trace(Constant(), (3, 8, 8))
+    assert [group.layers for group in space.groups] == [("first",), ("second",)]
+    assert "fewer channels" in dict(space.fixed)["third"]
+    unproven = trace(Constant(), (3, 8, 8), proof=False)
+    assert [group.layers for group in unproven.groups] == [("first",), ("second",), ("third",)]
+    with pytest.raises(NotProven, match="fewer channels"):
+        prove(Constant(), unproven, (3, 8, 8))
+
+
+class Mistaken(Between):
+    """Reads channels in another order than it did when it was traced."""
+
+    def __init__(self):
+        super().__init__(torch.relu)
+        self.mistaken = False
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x.flip(1) if self.mistaken else x).mean((2, 3))
+
+
+def test_a_space_that_ties_the_wrong_channels_is_seen_by_zeroed_channels():
+    model = Mistaken()
+    space = trace(model, (3, 8, 8))
+    model.mistaken = True
+    with pytest.raises(NotProven, match="inactive channels zeroed"):
+        prove(model, space, (3, 8, 8))
 
 
 class Pyramid(nn.Module):
@@ -56,10 +95,16 @@ class Pyramid(nn.Module):
         return self.head(torch.cat([F.adaptive_avg_pool2d(x, size).flatten(1) for size in (1, 2)], 1))
 
 
-def test_channels_tied_to_the_wrong_ones_are_not_called_proven():
-    for model in (Pyramid(), build_model("timm/skresnet18", 5)):
-        with pytest.raises(UserError, match="inactive channels zeroed"):
-            prove(model, trace(model, (3, 32, 32)), (3, 32, 32), num_random=1)
+def test_channels_that_would_be_tied_to_the_wrong_ones_stay_whole():
+    with pytest.raises(UserError, match="reordered"):
+        trace(Pyramid(), (3, 32, 32))
+
+
+def test_channels_that_are_cut_into_parts_shrink_together():
+    shuffled = trace(Between(shuffle), (3, 8, 8))
+    first, last = shuffled.layers
+    assert [(segment.channels, segment.repeat) for segment in first.outputs] == [(8, 1), (8, 1)]
+    assert [(segment.channels, segment.repeat) for segment in last.inputs] == [(8, 2)]
 
 
 class FeedsOn(nn.Module):

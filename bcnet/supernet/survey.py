@@ -1,0 +1,188 @@
+"""What can be searched in many models, one after the other: each in a process that may crash or take too long."""
+
+import csv
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bcnet.errors import UserError, first_line
+from bcnet.models.factory import build_model
+from bcnet.space.cost import CostTable
+from bcnet.space.widths import Space
+from bcnet.supernet.proof import trace
+from bcnet.supernet.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class SurveyRow:
+    """What one model is like.
+
+    Attributes:
+        model: its name.
+        input: ``CxHxW`` of one image.
+        groups: number of groups; 0 if it was refused.
+        share: part of the multiply-adds that lies in layers with channels that are searched.
+        narrowest: multiply-adds of the narrowest network, relative to the model's.
+        flops: multiply-adds of the model.
+        counter: the same by PyTorch's own counter.
+        equal: whether both agree, for the model, the narrowest and a random width vector.
+        seconds: that tracing and proof took.
+        fixed: layers that stay whole.
+        reasons: why, with the number of layers, most frequent first.
+        refusal: why nothing can be searched.
+    """
+
+    model: str
+    input: str
+    groups: int = 0
+    share: float = 0.0
+    narrowest: float = 1.0
+    flops: int = 0
+    counter: int = 0
+    equal: bool = False
+    seconds: float = 0.0
+    fixed: int = 0
+    reasons: str = ""
+    refusal: str = ""
+
+
+def survey(
+    names: Sequence[str], shape: tuple[int, int, int], table: Path, *, limit: float = 300.0, tick: Callable[[int, SurveyRow], None]
+) -> list[SurveyRow]:
+    """Look at models, each for a limited time, and write a CSV row each; rows that are there already are kept.
+
+    Args:
+        names: of models, as `build_model` takes them.
+        shape: ``(C, H, W)`` of one image, where the model takes it; else its usual size is tried.
+        table: CSV file.
+        limit: seconds for one model.
+        tick: called with the number of models done and the last row.
+    """
+    known = {row.model: row for row in read_survey(table)} if table.exists() else {}
+    left = [name for name in names if name not in known]
+    if not table.exists():
+        table.parent.mkdir(parents=True, exist_ok=True)
+        table.write_text(",".join(field.name for field in fields(SurveyRow)) + "\n")
+    for row in _rows(left, shape, limit):
+        known[row.model] = row
+        with table.open("a", newline="") as file:
+            csv.writer(file).writerow(asdict(row).values())
+        tick(len(names) - len(left) + left.index(row.model) + 1, row)
+    return [known[name] for name in names]
+
+
+def read_survey(table: Path) -> list[SurveyRow]:
+    """The rows of a CSV file; one that was cut off while it was written is left out."""
+    kinds: dict[str, Callable[[str], Any]] = {field.name: str for field in fields(SurveyRow)}
+    kinds |= {"groups": int, "flops": int, "counter": int, "fixed": int, "share": float, "narrowest": float, "seconds": float}
+    kinds["equal"] = lambda text: text == "True"
+    rows = []
+    with table.open(newline="") as file:
+        for values in csv.DictReader(file):
+            if None not in values.values() and None not in values:
+                rows.append(SurveyRow(**{key: kinds[key](value) for key, value in values.items()}))
+    return rows
+
+
+def look_at(name: str, shape: tuple[int, int, int]) -> SurveyRow:
+    """Trace and prove one model, and hold its multiply-adds against PyTorch's counter."""
+    started = time.monotonic()
+    text = "x".join(map(str, shape))
+    try:
+        model = build_model(name, 10)
+        space = trace(model, shape)
+    except UserError as error:
+        return SurveyRow(name, text, seconds=round(time.monotonic() - started, 1), refusal=first_line(error))
+    seconds = round(time.monotonic() - started, 1)
+    costs, supernet = CostTable(space), Supernet(model, space)
+    rng = np.random.default_rng(0)
+    every = space.full, space.narrowest, space.sample(rng)
+    pairs = [(costs.one(widths, "flops"), count_flops(supernet.extract(widths), shape)) for widths in every]
+    flops = int(pairs[0][0])
+    reasons = Counter(why for _, why in space.fixed)
+    return SurveyRow(
+        name,
+        text,
+        groups=len(space.groups),
+        share=round(searched_share(space), 4),
+        narrowest=round(pairs[1][0] / flops, 4),
+        flops=flops,
+        counter=pairs[0][1],
+        equal=all(a == b for a, b in pairs),
+        seconds=seconds,
+        fixed=len(space.fixed),
+        reasons="; ".join(f"{why} ({number})" for why, number in reasons.most_common()),
+    )
+
+
+def searched_share(space: Space) -> float:
+    """The part of the full model's multiply-adds that lies in layers with channels that are searched."""
+    layers = tuple(layer for layer in space.layers if layer.is_searched)
+    searched = CostTable(Space(space.groups, layers)).one(space.full, "flops")
+    return float(searched / CostTable(space).one(space.full, "flops"))
+
+
+def count_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of one image by PyTorch's own counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network.eval()(torch.zeros(1, *shape))
+    return int(counter.get_total_flops()) // 2
+
+
+def _rows(names: Sequence[str], shape: tuple[int, int, int], limit: float) -> Iterator[SurveyRow]:
+    context = get_context("spawn")
+    worker: Any = None
+    here: Any = None
+    try:
+        for name in names:
+            if worker is None:
+                here, there = context.Pipe()
+                worker = context.Process(target=_work, args=(there, torch.get_num_threads()), daemon=True)
+                worker.start()
+                here.recv()  # imports are done
+            here.send((name, shape))
+            why = f"it took longer than {limit:g} s"
+            try:
+                row = here.recv() if here.poll(limit) else None
+            except EOFError:
+                row, why = None, "its process died"
+            if row is None:
+                worker.kill()
+                worker.join()
+                worker = None
+                row = SurveyRow(name, "x".join(map(str, shape)), refusal=why)
+            yield row
+    finally:
+        if worker is not None:
+            worker.kill()
+            worker.join()
+
+
+def _work(channel: Any, threads: int) -> None:
+    import warnings
+
+    from bcnet.models.factory import default_input
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    channel.send(None)
+    while True:
+        name, shape = channel.recv()
+        try:
+            row = look_at(name, shape)
+            if "cannot be run" in row.refusal and shape != default_input(name):
+                row = look_at(name, default_input(name))
+        except Exception as error:  # a defect of ours, which the table must show
+            row = SurveyRow(name, "x".join(map(str, shape)), refusal=f"DEFECT {type(error).__name__}: {first_line(error)}")
+        channel.send(row)
