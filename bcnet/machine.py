@@ -103,7 +103,7 @@ def tune_malloc() -> bool:
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Versions, commit and hardware, to stand beside every number."""
-    packages = ("torch", "torchvision", "timm", "numpy", "scipy", "torch-pruning", "pymoo")
+    packages = ("torch", "torchvision", "timm", "numpy", "scipy", "pymoo")
     return {
         "versions": {"python": platform.python_version(), "bcnet": __version__} | {name: _version(name) for name in packages},
         "git_commit": _git_commit(),

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,9 +16,8 @@ from bcnet.errors import UserError
 if TYPE_CHECKING:
     from bcnet.space.cost import CostTable
 
-ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="channel_bench/mobilenet, timm/NAME, torchvision/NAME or package.module:factory.")
-]
+MODEL_HELP = "channel_bench/mobilenet, channel_bench/resnet, digits/resnet, timm/NAME, torchvision/NAME or package.module:factory."
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 InputOption = Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image.  [default: the model's usual one]")]
 ClassesOption = Annotated[int, typer.Option(min=1, help="Number of logits.")]
 BinsOption = Annotated[int, typer.Option(min=1, help="Bins K per group.")]
@@ -89,7 +89,7 @@ def _trace_model(name: str, asked: _Asked) -> "CostTable":
 
 @app.command()
 def space(
-    model: ModelName,
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
     input: InputOption = None,
     num_classes: ClassesOption = 10,
     bins: BinsOption = 4,
@@ -98,10 +98,21 @@ def space(
     group: GroupOption = None,
     exclude: ExcludeOption = None,
     cost: CostOption = None,
+    every: Annotated[
+        str | None,
+        typer.Option("--all", metavar="timm|torchvision|FILE", help="Look at all models of a library, or at those that a file names."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the page of --all, which goes on where it was.")] = Path("survey"),
+    limit: Annotated[float, typer.Option(min=1, help="Seconds for one model of --all.")] = 300.0,
 ) -> None:
-    """Show the groups of a model and which layers are tied."""
+    """Show the groups of a model and which layers are tied; or, with --all, what can be searched in many models."""
     from bcnet.formatting import human
 
+    if (model is None) == (every is None):
+        raise UserError("give the name of a MODEL, or --all timm, --all torchvision or --all FILE")
+    if model is None:
+        _survey(str(every), input, out, limit)
+        return
     costs = _trace_model(model, _Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or ()))
     groups = costs.space.groups
     table = Table(box=None, pad_edge=False)
@@ -115,13 +126,44 @@ def space(
     console.print(table)
     for layer, why in costs.space.fixed:
         console.print(f"fixed: {layer} ({why})")
+    across = [layer.name for layer in costs.space.layers if layer.across and layer.is_searched]
+    if across:
+        console.print(f"normalised over the channels that are active: {across[0]}" + (f" and {len(across) - 1} more" if across[1:] else ""))
+    if costs.space.fixed_flops:
+        console.print(f"in no layer that is known: {human(costs.space.fixed_flops)} multiply-adds (attention, functions), at every width")
     for name in costs.names:
         low, high = costs.range(name)
         unit = costs.costs[name].unit
         console.print(f"{name}: {human(low)} to {human(high)}" + ("" if name == "params" else f" {unit}"))
     console.print(
-        "proven on both sides, for the narrowest, the widest and random widths: sliced equals extracted, and the whole with zeroed channels"
+        "proven on both sides, for the narrowest, the widest and random widths: sliced equals extracted, also in training, and the whole "
+        "with zeroed channels"
     )
+
+
+def _survey(every: str, input: str | None, out: Path, limit: float) -> None:
+    from bcnet.models.factory import list_models
+    from bcnet.progress import ProgressBar
+    from bcnet.report.survey_page import write_survey_page
+    from bcnet.supernet.survey import SurveyRow, survey
+
+    names = list_models(every)
+    shape = _shape(input, "")
+    out.mkdir(parents=True, exist_ok=True)
+    bar = ProgressBar(f"space --all {every}", len(names), 0)
+
+    def tick(done: int, row: SurveyRow) -> None:
+        what = f"{row.groups} groups, {row.share:.0%} of FLOPs" if row.groups else "refused"
+        bar.update(done, f"{row.model}: {what}")
+
+    with bar:
+        rows = survey(names, shape, out / "survey.csv", limit=limit, tick=tick)
+    page = write_survey_page(out, rows, every)
+    searched = [row for row in rows if row.groups]
+    unequal = [row.model for row in searched if not row.equal]
+    console.print(f"{len(searched)} of {len(rows)} models can be searched; refused: {len(rows) - len(searched)}")
+    console.print(f"FLOPs are PyTorch's own to the last digit in {len(searched) - len(unequal)} of {len(searched)}")
+    console.print(f"table: {out / 'survey.csv'}, page: {page}")
 
 
 @app.command()

@@ -56,7 +56,8 @@ def _forward(module: nn.Conv2d) -> Any:
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if is_unsafe(x, weight, module.stride, module.padding):
             return strided_conv2d(x, weight, bias, module.stride, module.groups)
-        return nn.Conv2d._conv_forward(module, x, weight, bias)
+        out: Tensor = nn.Conv2d._conv_forward(module, x, weight, bias)
+        return out
 
     return forward
 

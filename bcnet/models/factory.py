@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +45,34 @@ def build_model(name: str, num_classes: int, *, seed: int = 0, pretrained: bool 
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name!r} is not a torch.nn.Module but {type(model).__name__}")
     return model
+
+
+def list_models(which: str) -> list[str]:
+    """Names of models.
+
+    Args:
+        which: ``timm``, ``torchvision`` (its classifiers), or a file with a name per line.
+
+    Raises:
+        UserError: there is no such file, or no name in it.
+    """
+    if which == "timm":
+        import timm
+
+        return [f"timm/{name}" for name in timm.list_models()]
+    if which == "torchvision":
+        from torchvision import models
+
+        return [f"torchvision/{name}" for name in models.list_models(module=models)]
+    try:
+        names = Path(which).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{which!r} is neither timm nor torchvision nor a file with a model's name per line ({first_line(error)})"
+        ) from error
+    if not names:
+        raise UserError(f"{which}: no model's name in it")
+    return names
 
 
 def default_input(name: str) -> tuple[int, int, int]:

@@ -191,6 +191,16 @@ def draw_truth(
     _save(figure, path)
 
 
+def draw_survey(path: Path, shares: Sequence[float], narrowest: Sequence[float]) -> None:
+    """Histograms over models: the searched share of FLOPs, and FLOPs of the narrowest network relative to the model's."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    labels = "share of FLOPs in searched layers", "FLOPs of the narrowest network / model's"
+    for axis, values, label in zip(axes, (shares, narrowest), labels, strict=True):
+        axis.hist(values, bins=np.linspace(0, 1, 21).tolist(), color=BLUE)
+        axis.set(xlabel=label, ylabel="models", xlim=(0, 1))
+    _save(figure, path)
+
+
 def draw_comparison(path: Path, comparison: Comparison) -> None:
     """Kendall tau of methods (bar: mean, dots: seeds) and of baselines, with the noise ceiling."""
     taus = {name: [seed.kendall for seed in method.per_seed] for name, method in comparison.methods.items()}

@@ -177,6 +177,9 @@ def _follow(
 def _follow_layer(step: Step, source: Step, module: nn.Module, ndim: int, whole_layers: bool) -> None:
     layer = step.layer
     assert layer is not None
+    if layer.kind == "other":
+        step.depends |= _groups(layer.inputs) | _groups(layer.outputs)
+        return
     if layer.kind == "norm" or layer.channels_per_group:
         if source.group is not None and _only_group(layer.outputs) == source.group:
             step.group = source.group

@@ -44,7 +44,8 @@ _PARTS = {"slice", "split", "split_with_sizes"}  # take some of the entries of a
 _REDUCTIONS = {"mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "max", "min", "prod"}
 _REDUCTIONS |= {"any", "all", "logsumexp", "argmax", "argmin", "median", "nansum", "count_nonzero", "aminmax"}
 _ALONG = {"_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk", "logcumsumexp", "_safe_softmax"}
-_COUNTS = ("num_features", "channels", "num_channels")  # what a layer without parameters may call its number of channels
+_IN_COUNTS = ("num_features", "channels", "num_channels")  # what a module without parameters may call its number of input channels
+_OUT_COUNTS = ("out_chs",)  # and of output channels
 _SPATIAL = re.compile(r"pool(\d)d|upsample_[a-z_]*?(\d)d|(?:reflection|replication)_pad(\d)d")
 _BATCH_NORMS = re.compile(r"batch_norm")
 _ATTENTION = re.compile(r"scaled_dot_product")
@@ -97,13 +98,13 @@ class Channels(TorchDispatchMode):
         tensors: (module, name) -> labels of every dimension, of every parameter and buffer with dimensions larger than one.
         order: modules in order of first use of their parameters.
         uses: module -> `Use`.
-        sized: modules that keep the number of channels of their input as an attribute -> (name of it, labels).
+        sized: modules that keep the number of channels of their input or output as an attribute -> (name of it, labels).
         across: leaf modules that normalise over channels -> (dimension of channels in their input, in their output).
         flops: multiply-adds of one image that belong to no layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.tensors: dict[tuple[str, str], list[Labels | None]] = {}
         self.order: dict[str, None] = {}
@@ -223,12 +224,13 @@ class Channels(TorchDispatchMode):
             def hook(module: nn.Module, inputs: Any) -> None:
                 self._stack.append((name, module))
                 self._entered[name] = self._labelled_dims(inputs[:1])
-                self._note_size(name, module, inputs)
+                self._note_size(name, module, inputs[0] if inputs else None, _IN_COUNTS)
 
             return hook
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
             name = self._stack.pop()[0]
+            self._note_size(name, module, output, _OUT_COUNTS)
             if name in self.across:
                 dims = self._entered[name], self._labelled_dims([output])
                 if all(len(own) == 1 for own in dims):
@@ -245,12 +247,12 @@ class Channels(TorchDispatchMode):
                 handle.remove()
             self._stack.clear()
 
-    def _note_size(self, name: str, module: nn.Module, inputs: Any) -> None:
-        if name in self.sized or not inputs or not isinstance(inputs[0], Tensor) or inputs[0].ndim < 2:
+    def _note_size(self, name: str, module: nn.Module, value: Any, keys: Sequence[str]) -> None:
+        if name in self.sized or module._parameters or not isinstance(value, Tensor) or value.ndim < 2:
             return
-        labels = self._of(inputs[0]).labels[1]
-        key = next((key for key in _COUNTS if vars(module).get(key) == inputs[0].shape[1]), None)
-        if labels is not None and key is not None and not any(True for _ in module.parameters()):
+        labels = self._of(value).labels[1]
+        key = next((key for key in keys if vars(module).get(key) == value.shape[1]), None)
+        if labels is not None and key is not None:
             self.sized[name] = key, labels
             self.order.setdefault(name)
 
@@ -496,13 +498,13 @@ class Channels(TorchDispatchMode):
                 self._fix(labels, "a grouped convolution with other inputs than outputs")
         if bias is not None and bias.shape[0] > 1:
             given = self._tie(given, self._of(bias).labels[0])
-        labels = [of_x.labels[0], given, *self._neighbours(of_x.labels[2:], x.shape[2:], out.shape[2:])]
-        self._set(out, labels, of_x.from_input or of_weight.from_input)
+        lying = self._neighbours(of_x.labels[2:], x.shape[2:], out.shape[2:])
+        self._set(out, [of_x.labels[0], given, *lying], of_x.from_input or of_weight.from_input)
         positions = prod((x if transposed else out).shape[2:]) * len(x)
         shape = Use("conv", _or_none(read, x.shape[1]), _or_none(given, out.shape[1]), out_dim, in_dim, 0, prod(weight.shape[2:]))
         shape.channels_per_group = per_group if groups > 1 else 0
         weight_in = None if groups > 1 else of_weight.labels[in_dim]
-        self._use(shape, weight, of_weight.labels[out_dim], weight_in, positions, [of_x.labels[0], *labels[2:]])
+        self._use(shape, weight, of_weight.labels[out_dim], weight_in, positions, [of_x.labels[0], *lying])
 
     def _neighbours(self, labels: Sequence[Labels | None], before: Sequence[int], after: Sequence[int]) -> list[Labels | None]:
         """Channels that lie where a convolution has positions: each depends on its neighbours."""
@@ -667,7 +669,8 @@ class Channels(TorchDispatchMode):
         dim = int(call.given.get("dim", -1)) % x.ndim
         labels = list(self._of(x).labels)
         if (own := labels[dim]) is not None:
-            labels[dim] = self._tie(*np.split(own, 2))
+            first, second = np.split(own, 2)
+            labels[dim] = self._tie(first, second)
         self._set(call.outs[0], labels, from_input)
 
     def _resample(self, call: "_Call", spatial: int, from_input: bool) -> None:

@@ -280,9 +280,10 @@ class _Dims:
                 reason = NOT_READ
             if reason is None:
                 tied.sort(key=lambda component: members[component][made[0]])
-                places = {dim: _tiles([members[component][dim] for component in tied]) for dim in dims}
-                if all(place is not None for place in places.values()):
-                    runs.append(_Run(len(tied), places, frozenset(tied)))  # type: ignore[arg-type]
+                tiles = {dim: _tiles([members[component][dim] for component in tied]) for dim in dims}
+                placed = {dim: tile for dim, tile in tiles.items() if tile is not None}
+                if len(placed) == len(dims):
+                    runs.append(_Run(len(tied), placed, frozenset(tied)))
                     continue
                 reason = REORDERED
             for dim in dims:

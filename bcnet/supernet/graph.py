@@ -1,5 +1,7 @@
 """The operations of a network, by torch.fx."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -14,7 +16,9 @@ class _Tracer(fx.Tracer):
     """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return hasattr(m, "slices") or isinstance(m, nn.ReLU | IdentityOr) or super().is_leaf_module(m, module_qualified_name)
+        slices: Any = getattr(m, "slices", None)
+        is_layer = slices is not None and (slices.layer.kind != "other" or not any(True for _ in m.children()))
+        return is_layer or isinstance(m, nn.ReLU | IdentityOr) or super().is_leaf_module(m, module_qualified_name)
 
 
 def operations(net: nn.Module) -> fx.Graph:

@@ -189,6 +189,7 @@ _SIZES: dict[str, Callable[[Any], Any]] = {
     "num_features": lambda module: module.slices.num_outputs,
     "num_channels": lambda module: module.slices.num_outputs,
     "channels": lambda module: module.slices.num_outputs,
+    "out_chs": lambda module: module.slices.num_outputs,
     "num_parameters": lambda module: module.slices.num_outputs,
     "groups": lambda module: module.slices.groups,
     "num_groups": lambda module: module.slices.num_outputs // module.channels_per_group if module.channels_per_group else 1,

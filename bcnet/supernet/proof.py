@@ -209,7 +209,8 @@ class _Bench:
             trainee = Supernet(self._arguments[0], self.space, wide=self.wide)
             fit_layout(trainee.net, tuple(self.images.shape[1:]))
             trainee.load_state_dict(self.supernet.state_dict())
-        to_device(trainee, torch.device("cpu")).train().set_active_subnet(widths, side)
+        to_device(trainee, torch.device("cpu")).train()
+        trainee.set_active_subnet(widths, side)
         plain = to_device(trainee.extract(widths, side), torch.device("cpu")).train()
         results = []
         for network in (trainee, plain):
@@ -221,7 +222,8 @@ class _Bench:
                 except Exception as error:
                     raise _Differs(f"it cannot be trained with fewer channels: {first_line(error)}") from error
             results.append(logits.detach())
-        worst = self._compare("trained", widths, side, *results, "in training, the sliced network differs from the extracted one by", 100)
+        text = "in training, the sliced network differs from the extracted one by"
+        worst = self._compare("trained", widths, side, results[0], results[1], text, 100)
         modules = dict(trainee.net.named_modules())
         for name, parameter in plain.named_parameters():
             owner, _, leaf = name.rpartition(".")

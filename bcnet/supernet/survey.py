@@ -1,6 +1,7 @@
 """What can be searched in many models, one after the other: each in a process that may crash or take too long."""
 
 import csv
+import io
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from bcnet.errors import UserError, first_line
+from bcnet.files import write_text
 from bcnet.models.factory import build_model
 from bcnet.space.cost import CostTable
 from bcnet.space.widths import Space
@@ -68,13 +70,10 @@ def survey(
     """
     known = {row.model: row for row in read_survey(table)} if table.exists() else {}
     left = [name for name in names if name not in known]
-    if not table.exists():
-        table.parent.mkdir(parents=True, exist_ok=True)
-        table.write_text(",".join(field.name for field in fields(SurveyRow)) + "\n")
+    _write(table, list(known.values()))  # without a row that was cut off
     for row in _rows(left, shape, limit):
         known[row.model] = row
-        with table.open("a", newline="") as file:
-            csv.writer(file).writerow(asdict(row).values())
+        _write(table, list(known.values()))
         tick(len(names) - len(left) + left.index(row.model) + 1, row)
     return [known[name] for name in names]
 
@@ -90,6 +89,14 @@ def read_survey(table: Path) -> list[SurveyRow]:
             if None not in values.values() and None not in values:
                 rows.append(SurveyRow(**{key: kinds[key](value) for key, value in values.items()}))
     return rows
+
+
+def _write(table: Path, rows: Sequence[SurveyRow]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(SurveyRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_text(table, text.getvalue())
 
 
 def look_at(name: str, shape: tuple[int, int, int]) -> SurveyRow:

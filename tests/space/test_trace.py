@@ -122,9 +122,7 @@ def test_a_model_that_cannot_be_sliced_is_refused_with_the_reason():
         def forward(self, x):
             return self.last(self.stem(x) * self.scale).mean((2, 3))
 
-    with pytest.raises(
-        UserError, match="FixedShape has no group of channels that can be searched: its channels meet a tensor of fixed size"
-    ):
+    with pytest.raises(UserError, match="its channels meet a tensor of fixed size"):
         trace(FixedShape(), (3, 8, 8))
 
 

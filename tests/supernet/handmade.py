@@ -84,6 +84,11 @@ class Scale(nn.Module):
         return x * self.gamma
 
 
+class ScaleLast(Scale):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class Gate(nn.Module):
     """Squeeze and excitation."""
 
@@ -562,7 +567,7 @@ MODELS = {
     # Scales and gates
     "scale of channels": lambda: Between(Scale(16, 1, 1)),
     "scale of one": lambda: Between(Scale(1)),
-    "scale in channels last": lambda: Between(lambda x, s=Scale(16): s(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
+    "scale in channels last": lambda: Between(ScaleLast(16)),
     "squeeze and excite": lambda: Between(Gate(16, 8)),
     "squeeze and excite by linear layers": lambda: Between(Gate(16, 8, linear=True)),
     "spatial attention": lambda: Between(Spatial()),
