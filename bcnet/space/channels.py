@@ -101,6 +101,7 @@ class Channels(TorchDispatchMode):
         sized: modules that keep the number of channels of their input or output as an attribute -> (name of it, labels).
         across: leaf modules that normalise over channels -> (dimension of channels in their input, in their output).
         flops: multiply-adds of one image that belong to no layer.
+        reads_values: whether Python code looked at a value that depends on the input, and may have branched on it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -112,6 +113,7 @@ class Channels(TorchDispatchMode):
         self.across: dict[str, tuple[int, int]] = {}
         self.sized: dict[str, tuple[str, Labels]] = {}
         self.flops = 0
+        self.reads_values = False
         self.units: list[tuple[Labels, int]] = []
         self.fixed: list[tuple[Labels, str]] = []
         self._ties: list[tuple[Labels, Labels]] = []
@@ -283,6 +285,7 @@ class Channels(TorchDispatchMode):
         outs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
         self._follow(func, _Call(func, args, kwargs, given, tensors, outs))
+        self.reads_values |= _reads_value(func) and any(self._of(tensor).from_input for tensor in tensors)
         if func._schema.is_mutable:
             self._write_through(func, given)
         return result
@@ -560,14 +563,18 @@ class Channels(TorchDispatchMode):
         if name is None:
             for labels in (use.outputs, use.inputs):
                 self._fix(labels, "its weight is not the parameter of one layer")
-        if not self._counting:
+        if self.model.training:
+            if name is not None and name not in self.uses:
+                self._fix(use.outputs, "it runs in training only")
             return
         known = self.uses.setdefault(name, use) if name is not None else None
         if known is None or (known.kernel, len(known.inputs), len(known.outputs)) != (use.kernel, len(use.inputs), len(use.outputs)):
             if known is not None:
                 self._fix(use.inputs, "its weight is used in several shapes")
                 self._fix(use.outputs, "its weight is used in several shapes")
-            self.flops += positions * use.kernel * sizes // self._scale
+            self.flops += self._counting * (positions * use.kernel * sizes // self._scale)
+            return
+        if not self._counting:
             return
         if lying:
             known.along = lying[0]
@@ -680,6 +687,11 @@ class Channels(TorchDispatchMode):
             self._fix(own, f"its channels are positions of {call.name}")
         for out in call.outs:
             self._set(out, [*labels[: x.ndim - spatial], *[None] * spatial], from_input)
+
+
+def _reads_value(func: Any) -> bool:
+    """Whether an operation hands a value to Python."""
+    return func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal")
 
 
 @dataclass(frozen=True)

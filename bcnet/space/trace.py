@@ -89,23 +89,40 @@ class Tracing:
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         self.model, self.input_shape = model, input_shape
+        _refuse_what_cannot_be_copied(model)
         self._model = copy_network(model).cpu().float()
         for module in self._model.modules():
             if isinstance(module, IdentityOr):
                 module.forced = False  # so that the layers of its body are seen
         self._channels = Channels(self._model)
-        generator = torch.Generator().manual_seed(0)
-        for images, training in ((1, False), (2, True)):  # some layers are there in training only
-            self._model.train(training)
-            try:
-                self._channels.watch(torch.randn(images, *input_shape, generator=generator), counting=not training)
-            except Exception as error:
-                shape = "x".join(map(str, input_shape))
-                number = f"{images} {shape} images in training" if training else f"one {shape} image"
-                raise UserError(f"{type(model).__name__} cannot be run on {number}: {first_line(error)}") from error
+        self._watch(training=False, counting=True)
+        self._watch(training=True)  # some layers are there in training only
+        if self._channels.reads_values:
+            for factor in (-1.0, 0.0, 30.0, -30.0):  # to see the other branches
+                self._watch(training=False, factor=factor)
+            self._refuse_unseen_layers()
         self._components = self._channels.components()
         self._dims = _Dims(self._channels, self._components)
         self._modules = dict(self._model.named_modules())
+
+    def _watch(self, *, training: bool, counting: bool = False, factor: float = 1.0) -> None:
+        count = 2 if training else 1
+        images = factor * (0.1 + torch.randn(count, *self.input_shape, generator=torch.Generator().manual_seed(0)))
+        self._model.train(training)
+        try:
+            self._channels.watch(images, counting=counting)
+        except Exception as error:
+            shape = "x".join(map(str, self.input_shape))
+            number = f"{count} {shape} images in training" if training else f"one {shape} image"
+            raise UserError(f"{type(self.model).__name__} cannot be run on {number}: {first_line(error)}") from error
+
+    def _refuse_unseen_layers(self) -> None:
+        """What a layer is tied to that runs for some images only is known once it has run."""
+        owners = {name for name, module in self._model.named_modules() if any(True for _ in module.parameters(recurse=False))}
+        unseen = sorted(owners - set(self._channels.order))
+        if unseen:
+            text = f"{type(self.model).__name__} decides by its images which layers to run; {len(unseen)} never ran here, first {unseen[0]}"
+            raise UserError(f"{text}: their channels cannot be known, so this model cannot be sliced")
 
     def space(self, choices: Choices, whole: Mapping[str, str] | None = None) -> Space:
         """The space of width vectors.
@@ -188,6 +205,20 @@ class Tracing:
             if use is not None or kind == "norm" or layer.is_searched:
                 layers.append(layer)
         return layers
+
+
+def _refuse_what_cannot_be_copied(model: nn.Module) -> None:
+    """Say what to do with models whose layers cannot be looked into.
+
+    Raises:
+        UserError: compiled or scripted modules, or parameters without a shape.
+    """
+    name = type(model).__name__
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
+            raise UserError(f"{name} is compiled or scripted: give the plain torch.nn.Module that it was made from")
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise UserError(f"{name} has lazy layers: run it on one image first, so that its parameters have a shape")
 
 
 @dataclass(frozen=True)

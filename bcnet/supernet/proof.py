@@ -5,6 +5,7 @@ both would get wrong, such as channels that are tied to the wrong ones, is seen 
 parameters are zero for inactive channels.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -212,16 +213,7 @@ class _Bench:
         to_device(trainee, torch.device("cpu")).train()
         trainee.set_active_subnet(widths, side)
         plain = to_device(trainee.extract(widths, side), torch.device("cpu")).train()
-        results = []
-        for network in (trainee, plain):
-            with torch.random.fork_rng(devices=[]), safe_convolutions(network):
-                torch.manual_seed(0)
-                try:
-                    logits = logits_of(network(self.images.contiguous(memory_format=torch.channels_last)))
-                    logits.float().square().mean().backward()
-                except Exception as error:
-                    raise _Differs(f"it cannot be trained with fewer channels: {first_line(error)}") from error
-            results.append(logits.detach())
+        results = [_learn(network, self.images) for network in (trainee, plain)]
         text = "in training, the sliced network differs from the extracted one by"
         worst = self._compare("trained", widths, side, results[0], results[1], text, 100)
         modules = dict(trainee.net.named_modules())
@@ -324,6 +316,22 @@ def _stir(supernet: Supernet, generator: torch.Generator) -> None:
                 elif tensor.ndim > 1 and tensor.numel() > 2 * max(tensor.shape):  # a weight, which sums
                     drawn = (drawn - 1) * (6 / tensor[0].numel()) ** 0.5
                 tensor.copy_(drawn)
+
+
+def _learn(network: nn.Module, images: Tensor) -> Tensor:
+    """The logits of a training step whose gradients stay in the network; all random numbers are the same every time."""
+    python_state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]), safe_convolutions(network):
+            torch.manual_seed(0)
+            random.seed(0)
+            logits = logits_of(network(images.contiguous(memory_format=torch.channels_last)))
+            logits.float().square().mean().backward()
+    except Exception as error:
+        raise _Differs(f"it cannot be trained with fewer channels: {first_line(error)}") from error
+    finally:
+        random.setstate(python_state)
+    return logits.detach()
 
 
 def _logits(network: nn.Module, images: Tensor) -> Tensor:

@@ -129,3 +129,42 @@ def test_a_model_that_cannot_be_sliced_is_refused_with_the_reason():
 def test_an_input_the_model_cannot_take_is_refused():
     with pytest.raises(UserError, match="cannot be run on one 3x8x8 image"):
         trace(DigitsResNet(), (3, 8, 8))
+
+
+class Branches(nn.Module):
+    """Runs one layer or the other, by what it sees."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.stem, self.a, self.b, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+        self.threshold = threshold
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head((self.a(x) if x.mean() > self.threshold else self.b(x)).mean((2, 3)))
+
+
+def test_branches_that_images_decide_are_seen_or_the_model_is_refused():
+    space = trace(Branches(0.0), (3, 8, 8))
+    assert [group.layers for group in space.groups] == [("a", "b")]
+    with pytest.raises(UserError, match="decides by its images which layers to run; 1 never ran here, first a"):
+        trace(Branches(1e9), (3, 8, 8))
+
+
+def test_models_that_cannot_be_looked_into_are_refused_in_one_line():
+    plain = Concat()
+    with pytest.raises(UserError, match="compiled or scripted"):
+        trace(torch.jit.trace(plain, torch.zeros(1, 3, 8, 8)), (3, 8, 8))
+    with pytest.raises(UserError, match="compiled or scripted"):
+        trace(torch.compile(plain), (3, 8, 8))
+    with pytest.raises(UserError, match="lazy layers"):
+        trace(nn.Sequential(nn.LazyConv2d(8, 1), nn.ReLU()), (3, 8, 8))
+
+
+def test_a_trace_leaves_the_model_and_the_random_state_as_they_were():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 5, 1))
+    before, state = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
+    trace(model, (3, 8, 8))
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
