@@ -169,6 +169,9 @@ class Layer:
     across: tuple[int, int] | None = None
     skipped_if_equal: tuple[Segment, Segment] | None = None
 
+    def __deepcopy__(self, memo: object) -> "Layer":
+        return self  # nothing of it changes, and networks that hold it are copied often
+
     @property
     def is_searched(self) -> bool:
         """Whether any of its channels belong to a group."""

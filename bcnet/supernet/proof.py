@@ -190,9 +190,8 @@ class _Bench:
         difference = _difference(sliced, plain)
         if difference <= self.tolerance:
             return difference
-        return self._in_double(
-            "sliced_and_extracted", widths, side, f"the sliced forward differs from the extracted module's by {difference:.1e}"
-        )
+        text = f"the sliced forward differs from the extracted module's by {difference:.1e}"
+        return self._in_double("sliced_and_extracted", widths, side, text)
 
     def sliced_and_zeroed(self, widths: Widths, side: Side) -> float:
         """The sliced network and the whole one whose parameters are zero for inactive channels."""
@@ -209,8 +208,9 @@ class _Bench:
 
     def trained(self, widths: Widths, side: Side) -> float:
         """One step of training, sliced and extracted: logits and gradients."""
-        trainee = copy_network(self.supernet)
-        if self.dtype == torch.float32:  # with the kernels that training uses
+        if self.dtype == torch.float64:
+            trainee = copy_network(self.supernet)
+        else:  # with the kernels that training uses
             trainee = Supernet(self._arguments[0], self.space, wide=self.wide)
             fit_layout(trainee.net, tuple(self.images.shape[1:]))
             trainee.load_state_dict(self.supernet.state_dict())
