@@ -185,7 +185,10 @@ def _work(channel: Any, threads: int) -> None:
     torch.set_num_threads(threads)
     channel.send(None)
     while True:
-        name, shape = channel.recv()
+        try:
+            name, shape = channel.recv()
+        except EOFError:  # the other process is gone
+            return
         try:
             row = look_at(name, shape)
             if "cannot be run" in row.refusal and shape != default_input(name):
