@@ -266,7 +266,7 @@ class Channels(TorchDispatchMode):
         if labels is None:
             return
         where, module = self._stack[-1] if self._stack else ("", self.model)
-        is_leaf = not any(True for _ in module.children())
+        is_leaf = not any(True for child in module.children() for _ in child.parameters())  # but for activations
         owns = any(own is not None for (owner, _), dims in self.tensors.items() if owner == where for own in dims)
         if is_leaf and owns and (not from_input or "norm" in type(module).__name__.lower()):
             self.across.setdefault(where, (1, 1))

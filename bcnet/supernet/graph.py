@@ -17,7 +17,9 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         slices: Any = getattr(m, "slices", None)
-        is_layer = slices is not None and (slices.layer.kind != "other" or not any(True for _ in m.children()))
+        is_layer = slices is not None and (
+            slices.layer.kind != "other" or not any(True for child in m.children() for _ in child.parameters())
+        )
         return is_layer or isinstance(m, nn.ReLU | IdentityOr) or super().is_leaf_module(m, module_qualified_name)
 
 
