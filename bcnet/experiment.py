@@ -16,7 +16,7 @@ from bcnet.errors import UserError, first_line
 from bcnet.kernels import status
 from bcnet.machine import environment, resolve_device, use_bf16
 from bcnet.models.factory import build_model
-from bcnet.models.layout import fit_layout
+from bcnet.models.layout import keep_contiguous, needs_contiguous
 from bcnet.plugins import find_by_name, import_object
 from bcnet.scoring.additive import LEAST_PER_UNKNOWN
 from bcnet.scoring.cache import ScoreCache
@@ -52,6 +52,7 @@ class Experiment:
         train = config.train.model_copy(update={"strategy": strategy})
         search = config.search.model_copy(update={"algorithm": algorithm})
         self.config = config.model_copy(update={"train": train, "search": search})
+        self._needs_contiguous: bool | None = None  # asked of the first model that is built
         if config.threads is not None:
             torch.set_num_threads(config.threads)
 
@@ -80,7 +81,10 @@ class Experiment:
         """The plain model, freshly initialised or with published weights."""
         chosen = self.config.model
         model = build_model(chosen.name, len(self.data.classes), seed=seed, pretrained=pretrained, args=chosen.args)
-        fit_layout(model, self.data.input_shape)
+        if self._needs_contiguous is None:
+            self._needs_contiguous = needs_contiguous(model, self.data.input_shape)
+        if self._needs_contiguous:
+            keep_contiguous(model)
         return model
 
     @cached_property

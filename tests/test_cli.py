@@ -167,6 +167,8 @@ def test_costs_and_groups_are_printed(bcnet):
         (["space", "no.such.module:factory"], ["no.such.module"]),
         (["space", "digits/resnet", "--input", "8x8"], ["--input '8x8'", "3x32x32"]),
         (["space", "digits/resnet", "--min-bins", "5"], ["min_bins is 5"]),
+        (["space", "--all", "timm", "--bins", "5"], ["--bins is not for --all"]),
+        (["space", "digits/resnet", "--limit", "5"], ["--limit is only for --all"]),
         (["cost", "digits/resnet", "--widths", "4444"], ["'4444' have 4 indices", "5 indices 1..4"]),
         (["cost", "digits/resnet", "--widths", "44445"], ["'5' at place 5"]),
         (["cost", "digits/resnet", "--widths", "gone.txt"], ["gone.txt: no such file"]),
@@ -281,21 +283,15 @@ def test_ctrl_c_in_a_search_says_how_to_go_on(bcnet, run, monkeypatch):
 
 
 def test_ctrl_c_while_libraries_are_imported_is_one_line():
-    """Whenever it comes, from the first import on. (Now and then a library swallows it; then the command ends as if nothing was.)"""
+    """Whenever it comes, from the first import on."""
     code = (
         "import signal, sys, bcnet.__main__ as module;"
         "signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT)); signal.setitimer(signal.ITIMER_REAL, {delay});"
         "sys.argv = ['bcnet', 'cost', 'digits/resnet', '--widths', 'all']; module.main()"
     )
-    stopped = 0
-    for delay in (0.01, 0.05, 0.2, 0.5, 1.0):
+    for delay in (0.01, 0.05, 0.2, 0.5, 1.0, 1.2):
         result = subprocess.run([sys.executable, "-c", code.format(delay=delay)], capture_output=True, text=True, timeout=120)
-        assert "Traceback" not in result.stderr, (delay, result.stderr[-2000:])
-        assert result.returncode in (0, 130), (delay, result.stderr[-2000:])
-        if result.returncode == 130:
-            stopped += 1
-            assert result.stderr.strip().splitlines() == ["bcnet: stopped by SIGINT"]
-    assert stopped >= 3
+        assert (result.returncode, result.stderr.strip()) == (130, "bcnet: stopped by SIGINT"), delay
 
 
 def test_the_version_is_said(bcnet):

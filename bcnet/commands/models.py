@@ -89,6 +89,7 @@ def _trace_model(name: str, asked: _Asked) -> "CostTable":
 
 @app.command()
 def space(
+    context: typer.Context,
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
     input: InputOption = None,
     num_classes: ClassesOption = 10,
@@ -110,6 +111,7 @@ def space(
 
     if (model is None) == (every is None):
         raise UserError("give the name of a MODEL, or --all timm, --all torchvision or --all FILE")
+    _refuse(context, ("out", "limit") if every is None else _OF_ONE_MODEL, "only" if every is None else "not")
     if model is None:
         _survey(str(every), input, out, limit)
         return
@@ -139,6 +141,16 @@ def space(
         "proven on both sides, for the narrowest, the widest and random widths: sliced equals extracted, also in training, and the whole "
         "with zeroed channels"
     )
+
+
+_OF_ONE_MODEL = "num_classes", "bins", "min_bins", "divisor", "group", "exclude", "cost"
+
+
+def _refuse(context: typer.Context, names: Sequence[str], how: str) -> None:
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"--{name.replace('_', '-')} is {how} for --all")
 
 
 def _survey(every: str, input: str | None, out: Path, limit: float) -> None:

@@ -18,9 +18,19 @@ def fit_layout(model: nn.Module, input_shape: Sequence[int]) -> None:
         model: on the CPU; a hook is added where it is needed.
         input_shape: ``(C, H, W)`` of one image.
     """
-    images = torch.zeros(2, *input_shape).contiguous(memory_format=torch.channels_last)
-    if not _runs(model, images, torch.channels_last) and _runs(model, images, torch.contiguous_format):
-        model.register_forward_pre_hook(_contiguous)
+    if needs_contiguous(model, input_shape):
+        keep_contiguous(model)
+
+
+def needs_contiguous(model: nn.Module, input_shape: Sequence[int]) -> bool:
+    """Whether a model on the CPU runs on contiguous images ``(2, C, H, W)`` and not in channels_last order."""
+    images = torch.zeros(2, *input_shape)
+    return not _runs(model, images, torch.channels_last) and _runs(model, images, torch.contiguous_format)
+
+
+def keep_contiguous(model: nn.Module) -> None:
+    """Let a model make its images contiguous."""
+    model.register_forward_pre_hook(_contiguous)
 
 
 def _runs(model: nn.Module, images: Tensor, form: torch.memory_format) -> bool:

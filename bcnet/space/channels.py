@@ -121,8 +121,7 @@ class Channels(TorchDispatchMode):
         self._starts: list[int] = []
         self._owners: list[tuple[str, str, int]] = []
         self._marks: Any = WeakIdKeyDictionary()
-        self._owner_of: dict[int, tuple[str, ...]] = {}
-        self._keys: dict[int, tuple[str, str]] = {}
+        self._keys: dict[int, list[tuple[str, str]]] = {}  # of a parameter or buffer: the modules that own it, and its names there
         self._stack: list[tuple[str, nn.Module]] = []
         self._entered: dict[str, list[int]] = {}
         self._counting = True
@@ -177,8 +176,7 @@ class Channels(TorchDispatchMode):
                     self._owners.append((module, key, dim))
                 labels.append(self._fresh(size) if size > 1 else None)
             known = self._marks[tensor] = _Marks(labels, False)
-        self._keys.setdefault(id(tensor), (module, key))
-        self._owner_of[id(tensor)] = (*self._owner_of.get(id(tensor), ()), module)
+        self._keys.setdefault(id(tensor), []).append((module, key))
         self.tensors[module, key] = known.labels
 
     def _owner(self, labels: Labels | None) -> tuple[str, str, int] | None:
@@ -279,7 +277,7 @@ class Channels(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in tensors:
-            for owner in self._owner_of.get(id(tensor), ()):
+            for owner, _ in self._keys.get(id(tensor), ()):
                 self.order.setdefault(owner)
         result = func(*args, **kwargs)
         outs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -504,10 +502,10 @@ class Channels(TorchDispatchMode):
         lying = self._neighbours(of_x.labels[2:], x.shape[2:], out.shape[2:])
         self._set(out, [of_x.labels[0], given, *lying], of_x.from_input or of_weight.from_input)
         positions = prod((x if transposed else out).shape[2:]) * len(x)
-        shape = Use("conv", _or_none(read, x.shape[1]), _or_none(given, out.shape[1]), out_dim, in_dim, 0, prod(weight.shape[2:]))
-        shape.channels_per_group = per_group if groups > 1 else 0
+        use = Use("conv", _or_none(read, x.shape[1]), _or_none(given, out.shape[1]), out_dim, in_dim, 0, prod(weight.shape[2:]))
+        use.channels_per_group = per_group if groups > 1 else 0
         weight_in = None if groups > 1 else of_weight.labels[in_dim]
-        self._use(shape, weight, of_weight.labels[out_dim], weight_in, positions, [of_x.labels[0], *lying])
+        self._use(use, weight, of_weight.labels[out_dim], weight_in, positions, [of_x.labels[0], *lying])
 
     def _neighbours(self, labels: Sequence[Labels | None], before: Sequence[int], after: Sequence[int]) -> list[Labels | None]:
         """Channels that lie where a convolution has positions: each depends on its neighbours."""
@@ -559,7 +557,9 @@ class Channels(TorchDispatchMode):
             for labels in lying:
                 self._fix(labels, "its channels are positions of a layer with channels of its own")
             lying = []
-        name = self._name_weight(use, weight_out, weight_in) or self._keys.get(id(weight), ("",))[0] or None
+        name = self._name_weight(use, weight_out, weight_in)
+        if name is None and id(weight) in self._keys:  # of one channel, which has no label
+            name = self._keys[id(weight)][0][0]
         if name is None:
             for labels in (use.outputs, use.inputs):
                 self._fix(labels, "its weight is not the parameter of one layer")

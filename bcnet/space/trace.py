@@ -46,38 +46,20 @@ class Choices:
     exclude: Sequence[str] = ()
 
 
-def trace(
-    model: nn.Module,
-    input_shape: tuple[int, ...],
-    *,
-    bins: int = 4,
-    min_bins: int = 1,
-    divisor: int | None = None,
-    choices: Mapping[str, Sequence[int]] | None = None,
-    exclude: Sequence[str] = (),
-) -> Space:
-    """Find the width space of a model, without proof; `bcnet.supernet.proof.trace` proves it as well.
-
-    Input channels and outputs are never searched. Groups whose channels are mixed or regrouped on the way, or reach an operation
-    that is not known here, stay at full width and are listed in ``Space.fixed``.
-
-    Args:
-        model: any CNN; it is not changed.
-        input_shape: ``(C, H, W)`` of one image.
-        bins: equal bins ``K`` per group.
-        min_bins: smallest width index ``k_min``.
-        divisor: channel counts are multiples of it in every group whose full count is one.
-        choices: pattern of layer names -> channel counts, for groups that are not to be cut into equal bins; see `Choices`.
-        exclude: patterns of layers whose groups stay whole.
+def trace(model: nn.Module, input_shape: tuple[int, ...], choices: Choices = Choices()) -> Space:
+    """The width space of a model, without proof; `bcnet.supernet.proof.trace` proves it as well.
 
     Raises:
         UserError: the model cannot be run, nothing in it can be searched, or a pattern means no group.
     """
-    return Tracing(model, input_shape).space(Choices(bins, min_bins, divisor, choices, exclude))
+    return Tracing(model, input_shape).space(choices)
 
 
 class Tracing:
     """What one look at a model says of its channels; spaces are made from it without running the model again.
+
+    Input channels and outputs are never searched. Groups whose channels are mixed or regrouped on the way, or reach an operation
+    that is not known here, stay at full width and are listed in ``Space.fixed``.
 
     Args:
         model: any CNN; it is not changed.

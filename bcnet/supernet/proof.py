@@ -39,7 +39,8 @@ def trace(
 ) -> Space:
     """Find the width space of a model, and prove that it can be sliced so.
 
-    A group at which the proof fails stays whole and is listed in ``Space.fixed``, with the reason; the others are searched.
+    Input channels and outputs are never searched, nor are channels that are mixed or regrouped on the way. A group at which the
+    proof fails stays whole. Layers that stay whole are listed in ``Space.fixed``, with the reason.
 
     Args:
         model: any CNN; it is not changed.
@@ -211,8 +212,7 @@ class _Bench:
         if self.dtype == torch.float64:
             trainee = copy_network(self.supernet)
         else:  # with the kernels that training uses
-            trainee = Supernet(self._arguments[0], self.space, wide=self.wide)
-            fit_layout(trainee.net, tuple(self.images.shape[1:]))
+            trainee = Supernet(self.model, self.space, wide=self.wide)
             trainee.load_state_dict(self.supernet.state_dict())
         to_device(trainee, torch.device("cpu")).train()
         trainee.set_active_subnet(widths, side)

@@ -5,7 +5,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ class SurveyRow:
 
     Attributes:
         model: its name.
-        input: ``CxHxW`` of one image.
+        asked: ``CxHxW`` that was asked for.
+        input: ``CxHxW`` that it was looked at with: its usual one where it does not take what was asked for.
         groups: number of groups; 0 if it was refused.
         share: part of the multiply-adds that lies in layers with channels that are searched.
         narrowest: multiply-adds of the narrowest network, relative to the model's.
@@ -43,6 +44,7 @@ class SurveyRow:
     """
 
     model: str
+    asked: str
     input: str
     groups: int = 0
     share: float = 0.0
@@ -67,8 +69,13 @@ def survey(
         table: CSV file.
         limit: seconds for one model.
         tick: called with the number of models done and the last row.
+
+    Raises:
+        UserError: the table was made with images of another size.
     """
     known = {row.model: row for row in read_survey(table)} if table.exists() else {}
+    for other in {row.asked for row in known.values()} - {_text(shape)}:
+        raise UserError(f"{table} was made with --input {other}, not {_text(shape)}; give another folder with --out")
     left = [name for name in names if name not in known]
     _write(table, list(known.values()))  # without a row that was cut off
     for row in _rows(left, shape, limit):
@@ -102,12 +109,12 @@ def _write(table: Path, rows: Sequence[SurveyRow]) -> None:
 def look_at(name: str, shape: tuple[int, int, int]) -> SurveyRow:
     """Trace and prove one model, and hold its multiply-adds against PyTorch's counter."""
     started = time.monotonic()
-    text = "x".join(map(str, shape))
+    text = _text(shape)
     try:
         model = build_model(name, 10)
         space = trace(model, shape)
     except UserError as error:
-        return SurveyRow(name, text, seconds=round(time.monotonic() - started, 1), refusal=first_line(error))
+        return SurveyRow(name, text, text, seconds=round(time.monotonic() - started, 1), refusal=first_line(error))
     seconds = round(time.monotonic() - started, 1)
     costs, supernet = CostTable(space), Supernet(model, space)
     rng = np.random.default_rng(0)
@@ -117,6 +124,7 @@ def look_at(name: str, shape: tuple[int, int, int]) -> SurveyRow:
     reasons = Counter(why for _, why in space.fixed)
     return SurveyRow(
         name,
+        text,
         text,
         groups=len(space.groups),
         share=round(searched_share(space), 4),
@@ -128,6 +136,10 @@ def look_at(name: str, shape: tuple[int, int, int]) -> SurveyRow:
         fixed=len(space.fixed),
         reasons="; ".join(f"{why} ({number})" for why, number in reasons.most_common()),
     )
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def searched_share(space: Space) -> float:
@@ -168,7 +180,7 @@ def _rows(names: Sequence[str], shape: tuple[int, int, int], limit: float) -> It
                 worker.kill()
                 worker.join()
                 worker = None
-                row = SurveyRow(name, "x".join(map(str, shape)), refusal=why)
+                row = SurveyRow(name, _text(shape), _text(shape), refusal=why)
             yield row
     finally:
         if worker is not None:
@@ -192,7 +204,7 @@ def _work(channel: Any, threads: int) -> None:
         try:
             row = look_at(name, shape)
             if "cannot be run" in row.refusal and shape != default_input(name):
-                row = look_at(name, default_input(name))
+                row = replace(look_at(name, default_input(name)), asked=_text(shape))
         except Exception as error:  # a defect of ours, which the table must show
-            row = SurveyRow(name, "x".join(map(str, shape)), refusal=f"DEFECT {type(error).__name__}: {first_line(error)}")
+            row = SurveyRow(name, _text(shape), _text(shape), refusal=f"DEFECT {type(error).__name__}: {first_line(error)}")
         channel.send(row)

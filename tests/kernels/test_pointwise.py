@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bcnet.kernels.pointwise import safe_convolutions
-from bcnet.space.trace import trace
+from bcnet.space.trace import Choices, trace
 from bcnet.supernet.supernet import Supernet
 
 
@@ -35,7 +35,7 @@ def test_the_weight_gradient_is_right_where_there_are_few_channels(channels):
     expected = gradient(twin, images.double()).float()
     with safe_convolutions(plain):
         assert torch.allclose(gradient(plain, images), expected, rtol=1e-3, atol=1e-4)
-    supernet = Supernet(plain, trace(plain, (3, 16, 16), bins=1)).to(memory_format=torch.channels_last)
+    supernet = Supernet(plain, trace(plain, (3, 16, 16), Choices(bins=1))).to(memory_format=torch.channels_last)
     supernet.net.zero_grad()
     supernet(images).square().sum().backward()
     assert torch.allclose(supernet.net.conv._parameters["weight"].grad, expected, rtol=1e-3, atol=1e-4)

@@ -75,7 +75,7 @@ def test_a_walk_gives_what_evaluating_each_alone_gives(name, whole_layers):
     make, shape = MODELS[name]
     torch.manual_seed(0)
     model = make()
-    space = trace(model, shape, bins=4)
+    space = trace(model, shape)
     supernet = Supernet(model, space, wide=True)
     walker = Walker(supernet, shape, whole_layers=whole_layers)
     calibration, validation = Batches(shape, 1), Batches(shape, 2)

@@ -5,7 +5,7 @@ from torch import nn
 from bcnet.errors import UserError
 from bcnet.models.digits import DigitsResNet
 from bcnet.models.factory import build_model
-from bcnet.space.trace import trace
+from bcnet.space.trace import Choices, trace
 from bcnet.supernet.proof import prove
 
 
@@ -85,7 +85,7 @@ def test_grouped_convolutions_set_the_unit():
 
 
 def test_the_divisor_holds_where_it_divides():
-    space = trace(build_model("timm/resnet18", 10), (3, 64, 64), bins=10, divisor=8)
+    space = trace(build_model("timm/resnet18", 10), (3, 64, 64), Choices(bins=10, divisor=8))
     assert all(count % 8 == 0 for group in space.groups for count in group.choices)
 
 

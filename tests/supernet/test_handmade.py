@@ -1,4 +1,4 @@
-"""Networks as people write them: what is called proven is right by ways that have nothing to do with the proof, and nothing crashes."""
+"""Networks as people write them: what is called proven slices, extracts and counts right, and nothing crashes."""
 
 import copy
 

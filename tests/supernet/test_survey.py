@@ -2,6 +2,7 @@
 
 import pytest
 
+from bcnet.errors import UserError
 from bcnet.supernet import survey as module
 from bcnet.supernet.survey import SurveyRow, look_at, read_survey, survey
 
@@ -38,9 +39,12 @@ def test_a_survey_goes_on_where_it_was_and_outlives_a_model_that_does_not(tmp_pa
     assert rows[0].groups > 20
     assert "no model" in again[1].refusal
     assert read_survey(table)[-1].model == names[1]
+    with pytest.raises(UserError, match="made with --input 3x64x64"):
+        survey(names, (3, 96, 96), table, tick=lambda done, row: None)
+    assert read_survey(table) == again
 
 
 def test_a_model_that_takes_too_long_is_left(tmp_path):
     (row,) = survey(["timm/densenet121"], SHAPE, tmp_path / "survey.csv", limit=0.01, tick=lambda done, row: None)
-    assert row == SurveyRow("timm/densenet121", "3x64x64", refusal="it took longer than 0.01 s")
+    assert row == SurveyRow("timm/densenet121", "3x64x64", "3x64x64", refusal="it took longer than 0.01 s")
     assert module.read_survey(tmp_path / "survey.csv") == [row]
