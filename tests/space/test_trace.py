@@ -146,7 +146,7 @@ class Branches(nn.Module):
 
 def test_branches_that_images_decide_are_seen_or_the_model_is_refused():
     space = trace(Branches(0.0), (3, 8, 8))
-    assert [group.layers for group in space.groups] == [("a", "b")]
+    assert [sorted(group.layers) for group in space.groups] == [["a", "b"]]  # whichever ran first
     with pytest.raises(UserError, match="decides by its images which layers to run; 1 never ran here, first a"):
         trace(Branches(1e9), (3, 8, 8))
 
