@@ -175,10 +175,13 @@ class SearchConfig(Section):
     """The search for a width vector."""
 
     algorithm: Named = Named(name="evolution")
-    """``evolution`` (NSGA-II), ``random`` widths under the budgets as a baseline, or your own as ``package.module:Class``; settings
-    of an algorithm stand under it: ``search.algorithm.population=60``."""
+    """``evolution`` (NSGA-II), ``greedy`` slimming (AutoSlim), ``random`` widths under the budgets as a baseline, or your own as
+    ``package.module:Class``; settings of an algorithm stand under it: ``search.algorithm.population=60``."""
     evaluations: int = Field(400, gt=0)
-    """Width vectors to score."""
+    """Width vectors to score; a greedy descent scores as many as it needs."""
+    cost: str | None = None
+    """What scores are weighed against, in a Pareto front and per cost: ``flops``, ``params`` or a cost of ``costs``. Unset: the
+    first budget's, or FLOPs."""
 
 
 class Config(Section):

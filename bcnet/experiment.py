@@ -24,7 +24,7 @@ from bcnet.scoring.metrics import METRICS, Metric
 from bcnet.scoring.scorer import Scorer
 from bcnet.search import SEARCH_ALGORITHMS, SearchAlgorithm, SearchProblem, SearchResult
 from bcnet.seeds import STREAM_MODEL, STREAM_SAMPLE, STREAM_SEARCH, derive_seed
-from bcnet.space.cost import Budget, Cost, CostTable
+from bcnet.space.cost import Budget, Cost, CostTable, parse_budgets
 from bcnet.space.sampling import balanced_sample
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.proof import trace
@@ -230,6 +230,14 @@ class Experiment:
             raise UserError(f"score.additive is {count}: {len(groups)} groups of {each} widths each need at least {least} scored ones")
         return balanced_sample(self.space, count, derive_seed(self.config.seed, STREAM_SAMPLE))
 
+    def parse_budgets(self, texts: Sequence[str]) -> tuple[Budget, ...]:
+        """Budgets such as ``flops=0.5``; several of one cost are for an algorithm that passes one after the other.
+
+        Raises:
+            UserError: one cannot be read or met, or two of one cost must hold together.
+        """
+        return parse_budgets(texts, self.costs, passed=self._algorithm.passes_budgets)
+
     def search(self, scorer: Scorer, budgets: Sequence[Budget], records: LossRecords | None) -> SearchResult:
         """Search as the config says.
 
@@ -242,13 +250,17 @@ class Experiment:
 
         def score_many(widths: Sequence[Widths]) -> dict[Widths, float]:
             nonlocal done
-            scores = scorer.score_many(widths, f"search, {done} of {evaluations} scored")
+            of = f" of {evaluations}" if self._algorithm.counts_evaluations else ""
+            scores = scorer.score_many(widths, f"search, {done}{of} scored")
             done += len(widths)
             return scores
 
         seed = derive_seed(self.config.seed, STREAM_SEARCH) % 2**32
         known = records.sorted() if records is not None else []
-        problem = SearchProblem(self.space, self.costs, score_many, evaluations, tuple(budgets), seed, known)
+        weighed = self.config.search.cost or ""
+        if weighed and weighed not in self.costs.names:
+            raise UserError(f"search.cost: {weighed!r} is none of {', '.join(self.costs.names)}")
+        problem = SearchProblem(self.space, self.costs, score_many, evaluations, tuple(budgets), seed, known, weighed)
         settings = self._algorithm.Settings.model_validate(self.config.search.algorithm.settings)
         result: SearchResult = self._algorithm.search(problem, settings, np.random.default_rng(seed))
         return result

@@ -1,5 +1,6 @@
 """What commands find, as typed records that are written as JSON and read back checked."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,7 +86,7 @@ class SearchSettings(Record):
     budgets: list[BudgetRecord] = []
     """All of which hold."""
     cost: str = "flops"
-    """What the front is drawn against."""
+    """What scores are weighed against, as the front does."""
     metric: str = "kl"
     """Name of the score's metric."""
     additive: int | None = None
@@ -102,9 +103,11 @@ class SearchRecord(Record):
     settings: SearchSettings
     """How was searched."""
     best: EvaluatedWidths
-    """Of the highest score."""
+    """Of the highest score within all budgets."""
     front: list[str]
     """Width strings that no other beats in both score and cost, cheapest first."""
+    passed: dict[str, str] = {}
+    """Budget as it was asked for -> width string of the highest score within it alone."""
     generations: list[int]
     """Number of evaluated width vectors after each generation."""
     evaluated: list[EvaluatedWidths]
@@ -116,6 +119,11 @@ class SearchRecord(Record):
     @classmethod
     def _of_former_versions(cls, value: Any) -> Any:
         return read_former_search(value)
+
+    def rows(self, names: Iterable[str]) -> list[EvaluatedWidths]:
+        """What is known of evaluated width strings."""
+        known = {row.widths: row for row in self.evaluated}
+        return [known[name] for name in names]
 
 
 class RetrainedWidth(Record):

@@ -37,7 +37,7 @@ from bcnet.results import (
 from bcnet.scoring.cache import ScoreCache
 from bcnet.scoring.evaluate import evaluate
 from bcnet.scoring.scorer import Scorer
-from bcnet.space.cost import CostTable, parse_budgets
+from bcnet.space.cost import CostTable
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.calibrate import calibrate
 from bcnet.supernet.extract import save_network
@@ -201,7 +201,7 @@ class Run:
         Raises:
             UserError: a budget out of reach, refused before any work.
         """
-        budgets = parse_budgets(budget_texts, self.costs)
+        budgets = self.experiment.parse_budgets(budget_texts)
         scorer = self.scorer
         result = self.experiment.search(scorer, budgets, self.trained.records)
         accuracies = scorer.read(list(result.scores), metric="accuracy")
@@ -216,7 +216,7 @@ class Run:
                 **algorithm.settings,
                 "evaluations": self.config.search.evaluations,
                 "budgets": [BudgetRecord(text=budget.text, cost=budget.cost, limit=budget.limit) for budget in budgets],
-                "cost": budgets[0].cost if budgets else "flops",
+                "cost": result.cost,
                 "metric": self.experiment.metric.name,
                 "additive": self.config.score.additive,
             }
@@ -225,6 +225,7 @@ class Run:
             settings=settings,
             best=rows[result.best],
             front=[self.space.encode(widths) for widths in result.front],
+            passed={budget.text: self.space.encode(widths) for budget, widths in zip(budgets, result.passed, strict=True)},
             generations=result.generations,
             evaluated=list(rows.values()),
             meta=self.describe(),

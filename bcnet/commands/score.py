@@ -10,7 +10,7 @@ from bcnet.commands.app import Overrides, RunFolder, Say, WidthsOption, app, fin
 from bcnet.formatting import human
 
 if TYPE_CHECKING:
-    from bcnet.results import SearchRecord
+    from bcnet.results import EvaluatedWidths, SearchRecord
     from bcnet.run import Run
 
 
@@ -41,10 +41,14 @@ def search(
     overrides: Overrides = None,
     budget: Annotated[
         list[str] | None,
-        typer.Option(metavar="COST=VALUE", help="flops=150M, flops=0.5 (of the full model), params=2M; may be repeated, all of them hold."),
+        typer.Option(
+            metavar="COST=VALUE",
+            help="flops=150M, flops=0.5 (of the full model), params=2M; may be repeated: all hold, or greedy passes one after the other.",
+        ),
     ] = None,
     algorithm: Annotated[
-        str | None, typer.Option(metavar="NAME", help="evolution, random, or your own as package.module:Class.  [default: the run's]")
+        str | None,
+        typer.Option(metavar="NAME", help="evolution, greedy, random or your own package.module:Class.  [default: the run's]"),
     ] = None,
     init: Annotated[str | None, typer.Option(metavar="prior|random", help="First generation of evolution.  [default: the run's]")] = None,
     objective: Annotated[
@@ -72,6 +76,17 @@ def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord
     scored = f"predicted from {settings.additive:,} scored" if settings.additive else "scored"
     costs = f"{human(flops)} FLOPs ({share}), {human(params)} params{others}"
     say(f"best of {len(record.evaluated):,} {scored}: {best.widths}, {words}, {costs}")
+    if len(record.passed) > 1:
+        for text, row in zip(record.passed, record.rows(record.passed.values()), strict=True):
+            say(f"within {text}: {_words(record, row)}")
     if settings.of_algorithm("objective") == "score_and_cost":
-        say(f"Pareto front: {len(record.front)} width vectors in {run.folder / 'search.json'}")
+        say(f"Pareto front of score and {settings.cost}, cheapest first:")
+        for row in record.rows(record.front):
+            say(f"  {_words(record, row)}")
+        say(f"any of them is a network: bcnet extract {run.folder} --widths {record.front[0]} --out network")
     return record
+
+
+def _words(record: "SearchRecord", row: "EvaluatedWidths") -> str:
+    costs = ", ".join(f"{human(value)} {'FLOPs' if name == 'flops' else name}" for name, value in row.costs.items())
+    return f"{row.widths}  {row.score:.4f}, accuracy in the supernet {row.accuracy:.2%}, {costs}"

@@ -101,7 +101,13 @@ def draw_search(path: Path, search: SearchRecord) -> None:
     left.plot(best.costs[cost] / scale, best.score, marker="*", markersize=15, color=ORANGE, linestyle="", label=f"best {best.widths}")
     for budget in search.settings.budgets:
         if budget.cost == cost:
-            left.axvline(budget.limit / scale, color="black", linestyle=":", label="budget")
+            left.axvline(
+                budget.limit / scale, color="black", linestyle=":", label="budget" if budget is search.settings.budgets[0] else None
+            )
+    others = [row for row in search.rows(search.passed.values()) if row.widths != best.widths]
+    if others:
+        places = [row.costs[cost] / scale for row in others], [row.score for row in others]
+        left.plot(*places, marker="*", markersize=11, color=ORANGE, linestyle="", markeredgecolor="black", label="best of other budgets")
     left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=metric_label(search.settings.metric))
     left.set_title(f"{len(evaluated)} width vectors evaluated")
     left.legend(frameon=False, fontsize=8)

@@ -1,6 +1,7 @@
 """The pictures and the page of a run directory, from whatever the run holds so far."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -10,7 +11,7 @@ from bcnet.formatting import human
 from bcnet.report import plots
 from bcnet.report.page import Page, details, picture, table, text
 from bcnet.report.ranking_page import correlation_parts
-from bcnet.results import RetrainRecord, SearchRecord
+from bcnet.results import EvaluatedWidths, RetrainRecord, SearchRecord
 from bcnet.run import Run
 from bcnet.training.fairness import fairness_sentence
 
@@ -139,12 +140,27 @@ def _add_search(page: Page, run: Run, search: SearchRecord) -> None:
         f"{' and the '.join(run.experiment.strategy.sides)}."
     )
     scores = np.array([row.score for row in search.evaluated])
-    top = sorted(search.evaluated, key=lambda row: -row.score)[:10]
-    names = list(top[0].costs)
-    rows = [(row.widths, row.score, f"{row.accuracy:.2%}", *(human(row.costs[name]) for name in names)) for row in top]
     spread = f"Scores reach from {scores.min():.4f} to {scores.max():.4f}."
-    best = table(("widths", "score", "accuracy", *(name.replace("flops", "FLOPs") for name in names)), rows)
-    page.section("Search", text(words), text(spread), picture(run.folder / "search.png", "search"), best)
+    parts = [text(words), text(spread), picture(run.folder / "search.png", "search")]
+    if len(search.passed) > 1:
+        parts += [text("The best within each budget alone:"), _evaluated(search.rows(search.passed.values()), list(search.passed))]
+    top = sorted((row for row in search.evaluated if _keeps(search, row)), key=lambda row: -row.score)[:10]
+    parts += [text("The highest scores within all budgets:"), _evaluated(top)]
+    page.section("Search", *parts)
+    front = search.rows(search.front)
+    lead = f"No other that was scored beats one of these in both score and {settings.cost.replace('flops', 'FLOPs')}; cheapest first."
+    page.section(f"Pareto front: {len(front)} width vectors", text(lead), _evaluated(front))
+
+
+def _keeps(search: SearchRecord, row: EvaluatedWidths) -> bool:
+    return all(row.costs[budget.cost] <= budget.limit for budget in search.settings.budgets)
+
+
+def _evaluated(rows: Sequence[EvaluatedWidths], budgets: Sequence[str] = ()) -> str:
+    names = list(rows[0].costs)
+    header = (*(["budget"] if budgets else []), "widths", "score", "accuracy", *(name.replace("flops", "FLOPs") for name in names))
+    cells = [(row.widths, row.score, f"{row.accuracy:.2%}", *(human(row.costs[name]) for name in names)) for row in rows]
+    return table(header, [(budget, *row) for budget, row in zip(budgets, cells, strict=True)] if budgets else cells)
 
 
 def _add_space(page: Page, run: Run) -> None:

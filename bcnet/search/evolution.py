@@ -26,7 +26,7 @@ class Evolution(SearchAlgorithm):
         init: Literal["prior", "random"] = "prior"
         """First generation: from the training's loss records, or random."""
         objective: Literal["score", "score_and_cost"] = "score"
-        """Best score under the budgets, or a Pareto front of score against the first budget's cost."""
+        """Best score under the budgets, or a Pareto front of score against ``search.cost``."""
 
     @staticmethod
     def search(problem: SearchProblem, settings: Any, rng: np.random.Generator) -> SearchResult:

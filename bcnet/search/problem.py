@@ -7,7 +7,7 @@ are already in the cache cost nothing.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,11 +25,12 @@ class SearchProblem:
     Attributes:
         space: the width space.
         costs: its costs.
-        budgets: no result is above any of them (law 7); the first one's cost is that of a front.
+        budgets: no result is above any of them (law 7).
         score_many: scores of several width vectors at once; asking for some again costs nothing.
         evaluations: how many different width vectors may be scored.
         seed: of the search, for libraries that want a number; the generator that a search is given comes from it.
         records: (loss, widths) of subnets trained, best first; what a prior can be made from.
+        weighed: the cost that scores are weighed against; empty: that of the first budget, or FLOPs.
     """
 
     space: Space
@@ -39,11 +40,12 @@ class SearchProblem:
     budgets: tuple[Budget, ...] = ()
     seed: int = 0
     records: Sequence[tuple[float, Widths]] = ()
+    weighed: str = ""
 
     @property
     def cost(self) -> str:
-        """The cost that a front is drawn against."""
-        return self.budgets[0].cost if self.budgets else "flops"
+        """The cost that scores are weighed against, as a front does."""
+        return self.weighed or (self.budgets[0].cost if self.budgets else "flops")
 
     def keeps_budgets(self, widths: Sequence[int]) -> bool:
         """Whether a width vector keeps all budgets."""
@@ -57,26 +59,33 @@ class SearchResult:
     Attributes:
         scores: every evaluated width vector with its score, in order of evaluation.
         generations: number of evaluated width vectors after each generation.
-        best: the one of highest score (of equal scores the cheaper).
+        best: the one of highest score within all budgets (of equal scores the cheaper).
         front: the evaluated width vectors that no other beats in both score and cost, cheapest first.
+        passed: the best within each budget alone, in the order of the budgets.
+        cost: what the front weighs scores against.
     """
 
     scores: dict[Widths, float]
     generations: list[int]
     best: Widths
     front: list[Widths]
+    passed: list[Widths]
+    cost: str
 
     @classmethod
     def of_scores(cls, scores: dict[Widths, float], generations: list[int], problem: SearchProblem) -> "SearchResult":
-        """Best and Pareto front of scored width vectors."""
+        """Best and Pareto front of scored width vectors, of which at least one keeps all budgets."""
         spent = dict(zip(scores, problem.costs.of_widths(list(scores), problem.cost).tolist(), strict=True))
         ranked = sorted(scores, key=lambda widths: (spent[widths], -scores[widths], widths))
         front: list[Widths] = []
         for widths in ranked:
             if not front or scores[widths] > scores[front[-1]]:
                 front.append(widths)
-        best = max(ranked, key=lambda widths: scores[widths])  # the first of equals, which is the cheapest
-        return cls(scores, generations, best, front)
+
+        def best(budgets: Sequence[Budget]) -> Widths:  # the first of equals, which is the cheapest
+            return max((widths for widths in ranked if keeps(problem.costs, budgets, widths)), key=lambda widths: scores[widths])
+
+        return cls(scores, generations, best(problem.budgets), front, [best([budget]) for budget in problem.budgets], problem.cost)
 
 
 class SearchAlgorithm(ABC):
@@ -87,7 +96,12 @@ class SearchAlgorithm(ABC):
 
     Attributes:
         Settings: the schema of its settings.
+        passes_budgets: it passes one budget after the other, so that several of one cost may be given.
+        counts_evaluations: it scores no more width vectors than it is allowed to.
     """
+
+    passes_budgets: ClassVar[bool] = False
+    counts_evaluations: ClassVar[bool] = True
 
     class Settings(Section):
         """An algorithm without settings."""

@@ -184,15 +184,20 @@ def limit_of(value: str, full: float, where: str) -> float:
     return limit * full if limit <= 1 and not value.isdigit() else limit
 
 
-def parse_budgets(texts: Sequence[str], costs: CostTable) -> tuple[Budget, ...]:
+def parse_budgets(texts: Sequence[str], costs: CostTable, *, passed: bool = False) -> tuple[Budget, ...]:
     """Budgets that must hold together.
+
+    Args:
+        texts: such as ``flops=0.5``.
+        costs: of the space.
+        passed: they are passed one after the other, so several may be of one cost.
 
     Raises:
         UserError: one cannot be read or met, or two are of one cost.
     """
     budgets = tuple(Budget.parse(text, costs) for text in texts)
-    if len({budget.cost for budget in budgets}) < len(budgets):
-        raise UserError(f"two budgets of one cost: {', '.join(texts)}; give each cost one limit")
+    if not passed and len({budget.cost for budget in budgets}) < len(budgets):
+        raise UserError(f"two budgets of one cost: {', '.join(texts)}; give each cost one limit, or search with --algorithm greedy")
     return budgets
 
 
