@@ -22,8 +22,8 @@ class GreedySlimming(SearchAlgorithm):
     class Settings(Section):
         """Settings of ``greedy``."""
 
-        per_cost: bool = False
-        """Weigh what a removal costs the score against what it saves of the cost: the smallest ratio is dropped."""
+        per_cost: bool = True
+        """Weigh what a removal costs the score against what it saves of the cost; ``false``: the score alone, as published."""
 
     @staticmethod
     def search(problem: SearchProblem, settings: Any, rng: np.random.Generator) -> SearchResult:
