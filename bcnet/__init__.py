@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bcnet.run import Run
     from bcnet.space.cost import Budget, CostTable
     from bcnet.space.widths import Space
+    from bcnet.supernet.build import build_from_channels
     from bcnet.supernet.calibrate import calibrate
     from bcnet.supernet.extract import load_network, save_network
     from bcnet.supernet.proof import trace
@@ -33,6 +34,7 @@ _HOME = {
     "Space": "bcnet.space.widths",
     "Supernet": "bcnet.supernet.supernet",
     "UserError": "bcnet.errors",
+    "build_from_channels": "bcnet.supernet.build",
     "calibrate": "bcnet.supernet.calibrate",
     "load_config": "bcnet.config",
     "load_network": "bcnet.supernet.extract",
@@ -51,6 +53,7 @@ __all__ = [
     "Supernet",
     "UserError",
     "__version__",
+    "build_from_channels",
     "calibrate",
     "load_config",
     "load_network",

@@ -111,6 +111,9 @@ class SpaceConfig(Section):
     """Choices of single groups, by a pattern of layer names: ``{"blocks.*.conv1": [4, 8, 12, 16]}``; later patterns win."""
     exclude: list[str] = []
     """Patterns of layers whose groups stay whole."""
+    widen: float = Field(1.0, ge=1, le=16)
+    """Make the supernet this many times as wide as the model: what is found at the model's own cost may then be wider than the model
+    in some layers (AutoSlim: 1.5). Fractions of a cost mean the model as it was; lists in ``groups`` end with the widened counts."""
 
 
 class RecipeConfig(Section):
@@ -205,7 +208,7 @@ class Config(Section):
     search: SearchConfig = SearchConfig()
     retrain: RecipeConfig = RecipeConfig()
     costs: list[str] = []
-    """Costs beside FLOPs and params that budgets may name, each as ``package.module:name``."""
+    """Costs beside FLOPs and params that budgets may name, each as ``package.module:name`` or a file of ``bcnet latency``."""
 
 
 _SettingsType = TypeVar("_SettingsType", bound=Section)

@@ -14,6 +14,7 @@ from bcnet.data.interfaces import DataSet, EvalSource
 from bcnet.data.load import load_data
 from bcnet.errors import UserError, first_line
 from bcnet.kernels import status
+from bcnet.latency.table import Measured, load_latency
 from bcnet.machine import environment, resolve_device, use_bf16
 from bcnet.models.factory import build_model
 from bcnet.models.layout import keep_contiguous, needs_contiguous
@@ -27,10 +28,13 @@ from bcnet.seeds import STREAM_MODEL, STREAM_SAMPLE, STREAM_SEARCH, derive_seed
 from bcnet.space.cost import Budget, Cost, CostTable, parse_budgets
 from bcnet.space.sampling import balanced_sample
 from bcnet.space.widths import Space, Widths
-from bcnet.supernet.proof import trace
+from bcnet.supernet.proof import trace, trace_for_channels
 from bcnet.supernet.supernet import Supernet, narrow
+from bcnet.supernet.switchable import SwitchableNetwork
+from bcnet.supernet.widen import widen
 from bcnet.training.records import LossRecords
 from bcnet.training.strategies import STRATEGIES, Strategy
+from bcnet.training.strategies.base import Pass
 from bcnet.training.train_width import train_width
 from bcnet.training.trainer import Trainer
 
@@ -52,6 +56,8 @@ class Experiment:
         train = config.train.model_copy(update={"strategy": strategy})
         search = config.search.model_copy(update={"algorithm": algorithm})
         self.config = config.model_copy(update={"train": train, "search": search})
+        if config.space.widen > 1 and config.model.pretrained:
+            raise UserError("space.widen: published weights are of the model's own widths; leave model.pretrained=false or space.widen=1")
         self._needs_contiguous: bool | None = None  # asked of the first model that is built
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -78,9 +84,11 @@ class Experiment:
         return load_data(self.config.data, self.config.seed, self.device)
 
     def build_model(self, seed: int, *, pretrained: bool = False) -> nn.Module:
-        """The plain model, freshly initialised or with published weights."""
-        chosen = self.config.model
+        """The plain model, freshly initialised or with published weights; widened where the config says so."""
+        chosen, space = self.config.model, self.config.space
         model = build_model(chosen.name, len(self.data.classes), seed=seed, pretrained=pretrained, args=chosen.args)
+        if self.model_space is not None:
+            model = widen(model, self.model_space, space.widen, divisor=space.divisor)
         if self._needs_contiguous is None:
             self._needs_contiguous = needs_contiguous(model, self.data.input_shape)
         if self._needs_contiguous:
@@ -93,6 +101,15 @@ class Experiment:
         return self.build_model(derive_seed(self.config.seed, STREAM_MODEL), pretrained=self.config.model.pretrained)
 
     # Space and costs -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def model_space(self) -> Space | None:
+        """Of a model that is widened: the space of the model as it was."""
+        if self.config.space.widen == 1:
+            return None
+        chosen = self.config.model
+        model = build_model(chosen.name, len(self.data.classes), seed=derive_seed(self.config.seed, STREAM_MODEL), args=chosen.args)
+        return trace_for_channels(model, self.data.input_shape, exclude=self.config.space.exclude)
 
     @cached_property
     def space(self) -> Space:
@@ -111,15 +128,17 @@ class Experiment:
     @cached_property
     def costs(self) -> CostTable:
         """FLOPs, params and the costs that the config adds."""
-        return CostTable(self.space, [load_cost(name, self.space) for name in self.config.costs])
+        of = Measured(self.config.model.name, len(self.data.classes), self.data.input_shape)
+        return CostTable(self.space, [load_cost(name, self.space, of) for name in self.config.costs], self.model_space)
 
     def uniform_channels(self, flops: float) -> tuple[int, ...]:
-        """Channels of the largest uniformly scaled model whose FLOPs do not exceed ``flops``."""
+        """Channels of the largest uniformly scaled model whose FLOPs do not exceed ``flops``; no wider than the supernet."""
+        groups = list(zip(self.space.groups, self.costs.model_channels, strict=True))
 
         def scaled(factor: float) -> tuple[int, ...]:
-            return tuple(g.unit * max(1, int(factor * g.channels / g.unit + 0.5)) for g in self.space.groups)
+            return tuple(min(g.channels, g.unit * max(1, int(factor * own / g.unit + 0.5))) for g, own in groups)
 
-        low, high = 0.0, 1.0
+        low, high = 0.0, self.config.space.widen
         if self.costs.of_channels(scaled(high), "flops") <= flops:
             return scaled(high)
         for _ in range(40):
@@ -182,6 +201,34 @@ class Experiment:
             bf16=self.bf16,
             **options,
         )
+
+    def train_together(self, widths: Sequence[Widths], seed: int, **options: Any) -> list[nn.Module]:
+        """Train several width vectors from scratch as one network with batch norms of their own, on all training images.
+
+        Args:
+            widths: all different.
+            seed: of the network.
+            options: ``checkpoint``, ``identity`` and ``label`` of a training that is to be resumed.
+
+        Returns:
+            A plain network per width vector.
+        """
+        recipe = self.config.retrain
+        trainer = Trainer(
+            SwitchableNetwork(self.build_model(derive_seed(seed, STREAM_MODEL)), self.space, widths),
+            self.data.train_batches("full_train", recipe.batch_size, seed),
+            recipe,
+            device=self.device,
+            bf16=self.bf16,
+            seed=seed,
+            passes=lambda step: [Pass(one) for one in widths],
+            **options,
+        )
+        trainer.resume()
+        trainer.run()
+        trained = trainer.trained
+        assert isinstance(trained, SwitchableNetwork)
+        return trained.split()
 
     # Scoring and search ----------------------------------------------------------------------------------------------
 
@@ -266,12 +313,19 @@ class Experiment:
         return result
 
 
-def load_cost(name: str, space: Space) -> Cost:
-    """A cost of one's own: ``package.module:name`` is called with the space and gives a `Cost`.
+def load_cost(name: str, space: Space, of: Measured | None = None) -> Cost:
+    """A cost of one's own: ``package.module:name`` is called with the space and gives a `Cost`; a file of ``bcnet latency`` is one.
+
+    Args:
+        name: such as ``mypackage.costs:energy``, or a path that ends with ``.json``.
+        space: of the model.
+        of: the model, which must be that of the file.
 
     Raises:
-        UserError: it cannot be imported, or gives something else.
+        UserError: it cannot be imported or gives something else; or the file is none, or of another network.
     """
+    if name.endswith(".json"):
+        return load_latency(Path(name), space, of)
     try:
         cost = import_object(name, "cost")(space)
     except UserError:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, m
 
 from bcnet.errors import UserError
 from bcnet.files import read_json, write_json
+from bcnet.formatting import plural
 from bcnet.former import read_former_search
 
 
@@ -126,6 +127,33 @@ class SearchRecord(Record):
         return [known[name] for name in names]
 
 
+class Speed(Record):
+    """``speed.json``: how long a found network takes beside the model, measured turn by turn."""
+
+    widths: str
+    """Width string of the found network."""
+    found_ms: float
+    """Median milliseconds of a forward pass of it."""
+    model_ms: float
+    """The same of the model."""
+    flops: float
+    """FLOPs of the found network, relative to the model's."""
+    batch_size: int
+    """Images at once."""
+    threads: int
+    """CPU threads."""
+    device: str
+    """What it was measured on."""
+
+    @property
+    def sentence(self) -> str:
+        """In words."""
+        images, faster = "one image" if self.batch_size == 1 else f"{self.batch_size} images", self.model_ms / self.found_ms
+        beside = f"{self.found_ms:.3g} ms for {images} where the model takes {self.model_ms:.3g} ms"
+        where = f"{self.device}, {plural(self.threads, 'thread')}, PyTorch, not compiled"
+        return f"{beside}: {faster:.2f} times the model's speed with {self.flops:.0%} of its FLOPs ({where})"
+
+
 class RetrainedWidth(Record):
     """Networks of one width, trained from scratch."""
 
@@ -150,6 +178,15 @@ class RetrainRecord(Record):
     """The width that was asked for."""
     uniform: RetrainedWidth
     """The uniform one."""
+
+
+class TogetherRecord(Record):
+    """``retrain/together.json``: width vectors trained in one network with batch norms of their own."""
+
+    together: list[RetrainedWidth]
+    """Each of them, split off and tested alone."""
+    alone: dict[str, RetrainedWidth] = {}
+    """Width string -> the same trained alone, as far as it was."""
 
 
 class RetrainedNetwork(Record):

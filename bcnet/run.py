@@ -13,14 +13,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import distributed as dist
+from torch import nn
 
 from bcnet.config import Config, differing_keys, dump_config, load_config
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment
 from bcnet.files import read_json, write_json, write_text
+from bcnet.latency.table import device_name
+from bcnet.latency.timing import measure_networks
+from bcnet.models.factory import build_model
 from bcnet.results import (
     BudgetRecord,
     EvaluatedWidths,
@@ -32,6 +37,8 @@ from bcnet.results import (
     ScoreFile,
     SearchRecord,
     SearchSettings,
+    Speed,
+    TogetherRecord,
     read_record,
 )
 from bcnet.scoring.cache import ScoreCache
@@ -258,10 +265,30 @@ class Run:
         file = self.folder / name
         return read_record(file, kind, what) if file.is_file() else None
 
+    def speed(self) -> Speed | None:
+        """How fast the width that the last search found is, if it was measured."""
+        return self._record("speed.json", Speed, "a measured speed")
+
     # Found networks -------------------------------------------------------------------------------------------------
 
-    def extract(self, widths: Widths, folder: Path) -> dict[str, Any]:
-        """Write the subnet as a plain network with calibrated BN statistics; returns its description."""
+    def measure(self, widths: Widths, *, repeats: int = 30) -> Speed:
+        """Measure how long a subnet takes for one image, beside the model."""
+        experiment = self.experiment
+        chosen, data = self.config.model, experiment.data
+        networks = [self.scorer.supernet.extract(widths), build_model(chosen.name, len(data.classes), args=chosen.args)]
+        found, model = measure_networks(networks, data.input_shape, device=experiment.device, repeats=repeats)
+        return Speed(
+            widths=self.space.encode(widths),
+            found_ms=found,
+            model_ms=model,
+            flops=self.costs.one(widths, "flops") / self.costs.of_model("flops"),
+            batch_size=1,
+            threads=torch.get_num_threads(),
+            device=device_name(experiment.device),
+        )
+
+    def extract(self, widths: Widths, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+        """Write the subnet as a plain network with calibrated BN statistics; returns it and its description."""
         experiment, supernet = self.experiment, self.scorer.supernet
         supernet.set_active_subnet(widths, "left")
         calibrate(supernet, experiment.calibration, bf16=experiment.bf16)
@@ -269,9 +296,10 @@ class Run:
         held_out = evaluate(network, experiment.validation, bf16=experiment.bf16)
         channels = self.space.channels(widths)
         own = {"widths": self.space.encode(widths), "side": "left", "val_accuracy": 100 * held_out["accuracy"]}
-        description = self._describe_network(channels) | own
+        speed = self.measure(widths).model_dump(mode="json")
+        description = self._describe_network(channels) | own | {"speed": speed}
         save_network(folder, network, description)
-        return description
+        return network, description
 
     def _describe_network(self, channels: Sequence[int]) -> dict[str, Any]:
         model, data = self.config.model, self.experiment.data
@@ -312,16 +340,87 @@ class Run:
             record.write(self.folder / "retrain" / f"{name}.json")
         return record
 
-    def _retrain_one(self, channels: Sequence[int], seed: int, folder: Path, label: str) -> float:
-        experiment, recipe = self.experiment, self.config.retrain
-        identity = hashlib.sha256(f"{self.identity} {recipe.model_dump_json()} {list(channels)} {seed}".encode()).hexdigest()
-        result = folder / "result.json"
-        if result.exists():
-            known = read_record(result, RetrainedNetwork, "the result of a retraining")
-            if known.identity == identity:
-                return known.accuracy
+    def retrain_together(self, widths: Sequence[Widths], seeds: Sequence[int]) -> TogetherRecord:
+        """Train several width vectors in one network with batch norms of their own, and split it; over several seeds.
+
+        Images, finished seeds and interruptions as in `retrain`, whose results for the same widths stand beside.
+        """
+        names = [self.space.encode(one) for one in widths]
+        folder = self.folder / "retrain" / "together" / "+".join(names)
+        by_seed = [self._retrain_together(widths, seed, folder / f"seed{seed}") for seed in seeds]
+        rows = [
+            RetrainedWidth(
+                channels=list(self.space.channels(one)),
+                acc=[accuracies[place] for accuracies in by_seed],
+                seeds=list(seeds),
+                flops=int(self.costs.one(one, "flops")),
+                params=int(self.costs.one(one, "params")),
+                widths=name,
+            )
+            for place, (one, name) in enumerate(zip(widths, names, strict=True))
+        ]
+        alone = {str(known.found.widths): known.found for known in self.retrainings() if known.found.widths in names}
+        record = TogetherRecord(together=rows, alone=alone)
+        if process_rank() == 0:
+            record.write(folder / "together.json")
+        return record
+
+    def togethers(self) -> list[TogetherRecord]:
+        """All width vectors that were trained together so far."""
+        files = sorted((self.folder / "retrain" / "together").glob("*/together.json"))
+        return [read_record(file, TogetherRecord, "the result of training widths together") for file in files]
+
+    def _retrain_together(self, widths: Sequence[Widths], seed: int, folder: Path) -> list[float]:
+        experiment, names = self.experiment, [self.space.encode(one) for one in widths]
+        identity = self._retrain_identity(["together", *names], seed)
+        known = [self._retrained(folder / name / "result.json", identity) for name in names]
+        finished = [accuracy for accuracy in known if accuracy is not None]
+        if len(finished) == len(names):
+            return finished
         checkpoint = folder / f"checkpoint-{identity[:12]}.pt"
-        (network,) = experiment.train_width(
+        networks = experiment.train_together(
+            widths,
+            seed,
+            checkpoint=checkpoint,
+            checkpoint_seconds=self.config.checkpoint_seconds,
+            identity=identity,
+            label=f"retrain {len(widths)} together, seed {seed}",
+        )
+        accuracies = [
+            self._keep_retrained(network, self.space.channels(one), seed, folder / name, identity)
+            for one, name, network in zip(widths, names, networks, strict=True)
+        ]
+        if process_rank() == 0:
+            checkpoint.unlink(missing_ok=True)
+        return accuracies
+
+    def _retrain_identity(self, what: Sequence[Any], seed: int) -> str:
+        return hashlib.sha256(f"{self.identity} {self.config.retrain.model_dump_json()} {list(what)} {seed}".encode()).hexdigest()
+
+    @staticmethod
+    def _retrained(result: Path, identity: str) -> float | None:
+        """The accuracy of a network that was trained with just these settings."""
+        if not result.exists():
+            return None
+        known = read_record(result, RetrainedNetwork, "the result of a retraining")
+        return known.accuracy if known.identity == identity else None
+
+    def _keep_retrained(self, network: nn.Module, channels: Sequence[int], seed: int, folder: Path, identity: str) -> float:
+        """Test a trained network and write it; returns the accuracy in per cent."""
+        test = evaluate(network, self.experiment.test, bf16=self.experiment.bf16)
+        accuracy = 100 * test["accuracy"]
+        if process_rank() == 0:
+            save_network(folder, network, self._describe_network(channels) | {"test_accuracy": accuracy, "seed": seed})
+            RetrainedNetwork(identity=identity, accuracy=accuracy, cross_entropy=test["cross_entropy"]).write(folder / "result.json")
+        return accuracy
+
+    def _retrain_one(self, channels: Sequence[int], seed: int, folder: Path, label: str) -> float:
+        identity = self._retrain_identity(channels, seed)
+        known = self._retrained(folder / "result.json", identity)
+        if known is not None:
+            return known
+        checkpoint = folder / f"checkpoint-{identity[:12]}.pt"
+        (network,) = self.experiment.train_width(
             channels,
             [seed],
             checkpoint=checkpoint,
@@ -329,11 +428,8 @@ class Run:
             identity=identity,
             label=f"retrain {label}",
         )
-        test = evaluate(network, experiment.test, bf16=experiment.bf16)
-        accuracy = 100 * test["accuracy"]
+        accuracy = self._keep_retrained(network, channels, seed, folder, identity)
         if process_rank() == 0:
-            save_network(folder, network, self._describe_network(channels) | {"test_accuracy": accuracy, "seed": seed})
-            RetrainedNetwork(identity=identity, accuracy=accuracy, cross_entropy=test["cross_entropy"]).write(result)
             checkpoint.unlink(missing_ok=True)
         return accuracy
 

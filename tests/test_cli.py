@@ -61,8 +61,18 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
     assert found["best"]["widths"] in out
     best = found["best"]["widths"]
 
-    assert bcnet("extract", folder, "--widths", best, "--out", tmp_path / "network")[0] == 0
+    code, out, _ = bcnet("extract", folder, "--widths", best, "--out", tmp_path / "network", "--formats", "torch")
+    assert code == 0
+    assert "times the model's speed" in out
+    assert sorted(p.name for p in (tmp_path / "network").iterdir()) == ["README.md", "network.json", "network.pt2", "network.safetensors"]
     network, description = load_network(tmp_path / "network")
+    card = (tmp_path / "network" / "README.md").read_text()
+    assert f"{description['flops']:,}" in card
+    program = re.search(r"```python\n(import torch\n.*?)```", card, re.DOTALL).group(1).replace('"network.pt2"', "path")
+    images = torch.randn(5, *description["input_shape"])
+    names = {"path": tmp_path / "network" / "network.pt2", "images": images}
+    exec(program, names)  # as the card says
+    torch.testing.assert_close(names["logits"], network(images))
     assert 1 < description["val_accuracy"] <= 100  # per cent, as test_accuracy
     assert sum(p.numel() for p in network.parameters()) == description["params"] == found["best"]["params"]
 
@@ -198,6 +208,7 @@ def test_mistakes_get_one_line(bcnet, tmp_path, monkeypatch, arguments, words):
         (["search", "RUN", "--algorithm", "magic"], ["search.algorithm", "'magic'"]),
         (["search", "RUN", "train.lr=3"], ["trained with another train.lr"]),
         (["retrain", "RUN", "--widths", "44444", "--seeds", "1,1"], ["--seeds"]),
+        (["extract", "RUN", "--widths", "44444", "--out", "net", "--formats", "tflite"], ["'tflite'", "torch, onnx"]),
         (["train", "digits/bcnetv2", "--out", "RUN"], ["already holds a run", "--resume"]),
         (["train", "digits/uniform", "--out", "RUN", "--resume"], ["trained with another", "train.strategy"]),
     ],

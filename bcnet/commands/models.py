@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from bcnet.commands.app import WidthsOption, app, console, read_widths
+from bcnet.commands.app import app, console, read_widths
 from bcnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ ExcludeOption = Annotated[
     list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Layers whose groups stay whole; may be repeated.")
 ]
 CostOption = Annotated[
-    list[str] | None, typer.Option("--cost", metavar="package.module:name", help="A cost beside FLOPs and params; may be repeated.")
+    list[str] | None,
+    typer.Option("--cost", metavar="package.module:name|TABLE.json", help="A cost beside FLOPs and params; may be repeated."),
+]
+
+WidenOption = Annotated[
+    float, typer.Option("--widen", help="Make the supernet this many times as wide as the model; fractions mean the model.")
 ]
 
 
@@ -47,9 +52,11 @@ class _Asked:
     groups: Sequence[str]
     exclude: Sequence[str]
     costs: Sequence[str]
+    widen: float
 
 
-def _shape(text: str | None, model: str) -> tuple[int, int, int]:
+def read_shape(text: str | None, model: str) -> tuple[int, int, int]:
+    """``(C, H, W)`` from ``CxHxW``, else what the model is usually run on."""
     from bcnet.models.factory import default_input
 
     if text is None:
@@ -63,7 +70,8 @@ def _shape(text: str | None, model: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _choices(texts: Sequence[str]) -> dict[str, list[int]]:
+def read_choices(texts: Sequence[str]) -> dict[str, list[int]]:
+    """Pattern -> channel counts from ``PATTERN=N,N,...``."""
     lists = {}
     for text in texts:
         pattern, _, counts = text.partition("=")
@@ -76,15 +84,27 @@ def _choices(texts: Sequence[str]) -> dict[str, list[int]]:
 
 def _trace_model(name: str, asked: _Asked) -> "CostTable":
     from bcnet.experiment import load_cost
+    from bcnet.latency.table import Measured
     from bcnet.models.factory import build_model
     from bcnet.space.cost import CostTable
-    from bcnet.supernet.proof import trace
+    from bcnet.supernet.proof import trace, trace_for_channels
+    from bcnet.supernet.widen import check_factor, widen
 
-    shape = _shape(asked.input, name)
-    lists = _choices(asked.groups)
-    model = build_model(name, asked.num_classes)
+    check_factor(asked.widen, "--widen")
+    shape = read_shape(asked.input, name)
+    lists = read_choices(asked.groups)
+    model, plain = build_model(name, asked.num_classes), None
+    if asked.widen > 1:
+        plain = trace_for_channels(model, shape, exclude=asked.exclude)
+        model = widen(model, plain, asked.widen, divisor=asked.divisor)
     space = trace(model, shape, bins=asked.bins, min_bins=asked.min_bins, divisor=asked.divisor, choices=lists, exclude=asked.exclude)
-    return CostTable(space, [load_cost(cost, space) for cost in asked.costs])
+    of = Measured(name, asked.num_classes, shape)
+    return CostTable(space, [load_cost(cost, space, of) for cost in asked.costs], plain)
+
+
+def _say_model(costs: "CostTable") -> None:
+    if costs.model is not None:
+        console.print(f"the model itself, before it was widened: {costs.of_model('flops'):,} FLOPs, {costs.of_model('params'):,} params")
 
 
 @app.command()
@@ -99,6 +119,7 @@ def space(
     group: GroupOption = None,
     exclude: ExcludeOption = None,
     cost: CostOption = None,
+    widen: WidenOption = 1.0,
     every: Annotated[
         str | None,
         typer.Option("--all", metavar="timm|torchvision|FILE", help="Look at all models of a library, or at those that a file names."),
@@ -111,19 +132,21 @@ def space(
 
     if (model is None) == (every is None):
         raise UserError("give the name of a MODEL, or --all timm, --all torchvision or --all FILE")
-    _refuse(context, ("out", "limit") if every is None else _OF_ONE_MODEL, "only" if every is None else "not")
+    _refuse(context, ("out", "limit") if every is None else _OF_ONE_MODEL, "only for --all" if every is None else "not for --all")
     if model is None:
         _survey(str(every), input, out, limit)
         return
-    costs = _trace_model(model, _Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or ()))
+    costs = _trace_model(model, _Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or (), widen))
     groups = costs.space.groups
     table = Table(box=None, pad_edge=False)
-    columns = ["group", "channels", "unit", "layers whose outputs are tied"] + (["choices"] if group else [])
+    of_model = ["of the model"] if costs.model is not None else []
+    columns = ["group", "channels", *of_model, "unit", "layers whose outputs are tied"] + (["choices"] if group else [])
     for column in columns:
-        table.add_column(column, justify="right" if column in ("channels", "unit") else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in ("channels", "of the model", "unit") else "left", overflow="fold")
     for number, one in enumerate(groups, start=1):
         choices = [", ".join(map(str, one.choices))] if group else []
-        table.add_row(str(number), str(one.channels), str(one.unit), ", ".join(one.layers), *choices)
+        own = [str(costs.model_channels[number - 1])] if costs.model is not None else []
+        table.add_row(str(number), str(one.channels), *own, str(one.unit), ", ".join(one.layers), *choices)
     console.print(f"{model}: {costs.space.summary()}")
     console.print(table)
     for layer, why in costs.space.fixed:
@@ -137,20 +160,21 @@ def space(
         low, high = costs.range(name)
         unit = costs.costs[name].unit
         console.print(f"{name}: {human(low)} to {human(high)}" + ("" if name == "params" else f" {unit}"))
+    _say_model(costs)
     console.print(
         "proven on both sides, for the narrowest, the widest and random widths: sliced equals extracted, also in training, and the whole "
         "with zeroed channels"
     )
 
 
-_OF_ONE_MODEL = "num_classes", "bins", "min_bins", "divisor", "group", "exclude", "cost"
+_OF_ONE_MODEL = "num_classes", "bins", "min_bins", "divisor", "group", "exclude", "cost", "widen"
 
 
 def _refuse(context: typer.Context, names: Sequence[str], how: str) -> None:
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise UserError(f"--{name.replace('_', '-')} is {how} for --all")
+            raise UserError(f"--{name.replace('_', '-')} is {how}")
 
 
 def _survey(every: str, input: str | None, out: Path, limit: float) -> None:
@@ -160,7 +184,7 @@ def _survey(every: str, input: str | None, out: Path, limit: float) -> None:
     from bcnet.supernet.survey import SurveyRow, survey
 
     names = list_models(every)
-    shape = _shape(input, "")
+    shape = read_shape(input, "")
     out.mkdir(parents=True, exist_ok=True)
     bar = ProgressBar(f"space --all {every}", len(names), 0)
 
@@ -178,10 +202,22 @@ def _survey(every: str, input: str | None, out: Path, limit: float) -> None:
     console.print(f"table: {out / 'survey.csv'}, page: {page}")
 
 
+OptionalWidths = Annotated[
+    str | None,
+    typer.Option("--widths", metavar="W", help="One width string, a file with one per line, random:N (always the same N), or all."),
+]
+ChannelsOption = Annotated[
+    str | None,
+    typer.Option("--channels", metavar="FILE[:KEY]", help="A JSON list of channel counts, one per layer, such as published networks have."),
+]
+
+
 @app.command()
 def cost(
+    context: typer.Context,
     model: ModelName,
-    widths: WidthsOption,
+    widths: OptionalWidths = None,
+    channels: ChannelsOption = None,
     input: InputOption = None,
     num_classes: ClassesOption = 10,
     bins: BinsOption = 4,
@@ -190,18 +226,53 @@ def cost(
     group: GroupOption = None,
     exclude: ExcludeOption = None,
     cost: CostOption = None,
+    widen: WidenOption = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """FLOPs (multiply-adds of one image), params and other costs of width vectors."""
-    from bcnet.formatting import human
-
-    costs = _trace_model(model, _Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or ()))
-    wanted = read_widths(widths, costs.space)
+    """FLOPs (multiply-adds of one image), params and other costs of width vectors, or of channel counts that need not be choices."""
+    if (widths is None) == (channels is None):
+        raise UserError("give --widths W, or --channels FILE with a list of channel counts; one of the two")
+    asked = _Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or (), widen)
+    if channels is not None:
+        _refuse(context, _OF_CHOICES, "not for --channels")
+        _cost_of_channels(model, asked, channels, as_json)
+        return
+    costs = _trace_model(model, asked)
+    wanted = read_widths(str(widths), costs.space)
     columns = {name: costs.of_widths(wanted, name).tolist() for name in costs.names}
     rows = {costs.space.encode(w): {name: column[n] for name, column in columns.items()} for n, w in enumerate(wanted)}
     if as_json:
         sys.stdout.write(json.dumps(rows) + "\n")
         return
+    _say_model(costs)
     for name, row in rows.items():
-        more = "".join(f"  {human(value):>10} {other}" for other, value in row.items() if other not in ("flops", "params"))
+        more = "".join(f"  {costs.written(other, value):>10} {other}" for other, value in row.items() if other not in ("flops", "params"))
         console.print(f"{name}  {row['flops']:>14,} FLOPs  {row['params']:>12,} params{more}")
+
+
+_OF_CHOICES = "bins", "min_bins", "divisor", "group", "widen"
+
+
+def _cost_of_channels(name: str, asked: _Asked, file: str, as_json: bool) -> None:
+    from bcnet.experiment import load_cost
+    from bcnet.latency.table import Measured
+    from bcnet.models.factory import build_model
+    from bcnet.space.channel_lists import match_channels, read_channels
+    from bcnet.space.cost import CostTable
+    from bcnet.supernet.proof import trace_for_channels
+
+    counts = read_channels(file)
+    shape = read_shape(asked.input, name)
+    space = trace_for_channels(build_model(name, asked.num_classes), shape, exclude=asked.exclude)
+    found = match_channels(counts, space, file)
+    of = Measured(name, asked.num_classes, shape)
+    costs = CostTable(space, [load_cost(cost, space, of) for cost in asked.costs])
+    row = {cost: costs.of_channels(found.channels, cost).item() for cost in costs.names}
+    if as_json:
+        by_group = {group.name: count for group, count in zip(space.groups, found.channels, strict=True)}
+        sys.stdout.write(json.dumps({"channels": by_group, "order": found.order} | row) + "\n")
+        return
+    more = "".join(f"  {costs.written(other, value):>10} {other}" for other, value in row.items() if other not in ("flops", "params"))
+    console.print(f"{file}  {row['flops']:>14,} FLOPs  {row['params']:>12,} params{more}")
+    wider = sum(count > group.channels for group, count in zip(space.groups, found.channels, strict=True))
+    console.print(f"read as {found.order}; {wider} of {len(space.groups)} groups are wider than the model's")

@@ -10,6 +10,8 @@ from bcnet.errors import UserError
 from bcnet.formatting import human, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bcnet.results import RetrainRecord
     from bcnet.run import Run
     from bcnet.space.widths import Widths
@@ -19,16 +21,50 @@ if TYPE_CHECKING:
 def extract(
     folder: RunFolder,
     widths: OneWidth,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write network.safetensors and network.json.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the files and README.md, which says what each is.")],
     overrides: Overrides = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            metavar="torch,onnx|none",
+            help="What runs without bcnet: network.pt2 (torch.export), network.onnx.  [default: torch, and onnx where it is installed]",
+        ),
+    ] = None,
 ) -> None:
-    """Write a subnet as a plain network that loads without the supernet."""
+    """Write a subnet as a plain network: weights and description, a torch.export program, ONNX, and a model card."""
+    from bcnet.report.model_card import write_model_card
+    from bcnet.results import Speed
+    from bcnet.supernet.export import FORMATS, export_network, onnx_is_installed
+
+    wanted = (
+        _formats(formats, list(FORMATS)) if formats is not None else [form for form in FORMATS if form != "onnx" or onnx_is_installed()]
+    )
     with opened(folder, overrides) as (run, say):
-        description = run.extract(run.space.decode(widths), out)
+        network, description = run.extract(run.space.decode(widths), out)
         costs = f"{description['flops']:,} FLOPs, {description['params']:,} params"
         accuracy = f"search-validation accuracy {description['val_accuracy']:.2f} % (its left side; scores are of {_both(run)})"
         say(f"{out}: {widths}, {costs}, {accuracy}")
+        say(f"it takes {Speed.model_validate(description['speed']).sentence}")
+        failures = []
+        for form in wanted:
+            try:
+                say(f"{export_network(out, network, description['input_shape'], form)}: gives what the network gives")
+            except UserError as error:
+                failures.append(str(error))
+        say(f"{write_model_card(out, description)}: what the files are and how to load them")
         say(f'load it with: network, description = bcnet.load_network(Path("{out}"))')
+        if formats is None and not onnx_is_installed():
+            say("no ONNX: pip install 'bcnet[export]'")
+        if failures:
+            raise UserError("; ".join(failures))
+
+
+def _formats(text: str, known: list[str]) -> list[str]:
+    asked = [] if text == "none" else text.split(",")
+    for form in asked:
+        if form not in known:
+            raise UserError(f"--formats {text!r}: {form!r} is none of {', '.join(known)}; several are joined by a comma, or it is none")
+    return asked
 
 
 def _both(run: "Run") -> str:
@@ -39,28 +75,51 @@ def _both(run: "Run") -> str:
 @app.command()
 def retrain(
     folder: RunFolder,
-    widths: OneWidth,
+    widths: Annotated[str, typer.Option("--widths", metavar="W[,W...]", help="One width string, or several joined by commas.")],
     overrides: Overrides = None,
     seeds: Annotated[str, typer.Option(metavar="S,S,...", help="Seeds.")] = "0,1,2",
+    together: Annotated[
+        bool, typer.Option("--together", help="Train the widths in one network with batch norms of their own, and split it afterwards.")
+    ] = False,
 ) -> None:
-    """Train a width from scratch over several seeds, beside the uniform width of the same FLOPs."""
+    """Train widths from scratch over several seeds, each beside the uniform width of the same FLOPs."""
     with opened(folder, overrides) as (run, say):
-        retrain_widths(run, run.space.decode(widths), _seeds(seeds), say)
+        wanted = [run.space.decode(one.strip()) for one in widths.split(",")]
+        if len(set(wanted)) < len(wanted):
+            raise UserError(f"--widths {widths!r}: one stands there twice")
+        if together and len(wanted) < 2:
+            raise UserError(f"--together wants at least two widths, joined by commas, and --widths is {widths!r}")
+        if together:
+            retrain_together(run, wanted, _seeds(seeds), say)
+        else:
+            for one in wanted:
+                retrain_widths(run, one, _seeds(seeds), say)
         finish(run, say)
+
+
+def retrain_together(run: "Run", widths: "Sequence[Widths]", seeds: list[int], say: Say) -> None:
+    """Train widths in one network and say how each did, beside those that were trained alone."""
+    record = run.retrain_together(widths, seeds)
+    for row in record.together:
+        alone = record.alone.get(str(row.widths))
+        beside = f"; alone {_accuracy(alone.acc)}" if alone else f"; alone: bcnet retrain {run.folder} --widths {row.widths}"
+        say(f"{row.widths}: test accuracy {_accuracy(row.acc)} over {plural(len(row.acc), 'seed')}, {human(row.flops)} FLOPs{beside}")
+
+
+def _accuracy(values: "Sequence[float]") -> str:
+    from statistics import fmean, stdev
+
+    return f"{fmean(values):.2f}{f' +- {stdev(values):.2f}' if len(values) > 1 else ''} %"
 
 
 def retrain_widths(run: "Run", widths: "Widths", seeds: list[int], say: Say) -> "RetrainRecord":
     """Retrain and say how the found and the uniform width did."""
-    from statistics import fmean, stdev
-
     from bcnet.report.run_page import verdict
 
     record = run.retrain(widths, seeds)
     for kind, row in (("found", record.found), ("uniform", record.uniform)):
         name = row.widths or "-".join(map(str, row.channels)) + " channels"
-        spread = f" +- {stdev(row.acc):.2f}" if len(row.acc) > 1 else ""
-        accuracy = f"test accuracy {fmean(row.acc):.2f}{spread} % over {plural(len(row.acc), 'seed')}"
-        say(f"{kind:8} {name}: {accuracy}, {human(row.flops)} FLOPs")
+        say(f"{kind:8} {name}: test accuracy {_accuracy(row.acc)} over {plural(len(row.acc), 'seed')}, {human(row.flops)} FLOPs")
     say(verdict(record))
     return record
 

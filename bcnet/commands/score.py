@@ -43,7 +43,7 @@ def search(
         list[str] | None,
         typer.Option(
             metavar="COST=VALUE",
-            help="flops=150M, flops=0.5 (of the full model), params=2M; may be repeated: all hold, or greedy passes one after the other.",
+            help="flops=150M, flops=0.5 (of the model), params=2M; may be repeated: all hold, or greedy passes one after the other.",
         ),
     ] = None,
     algorithm: Annotated[
@@ -64,18 +64,24 @@ def search(
 
 
 def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord":
-    """Search and say what was found."""
+    """Search, measure how fast the best is, and say what was found."""
+    from bcnet.distributed import process_rank
+
     record = run.search(*budgets)
     best, settings = record.best, record.settings
     flops, params = best.costs["flops"], best.costs["params"]
-    share = f"{flops / run.costs.range('flops')[1]:.0%} of the full model"
+    share = f"{flops / run.costs.of_model('flops'):.0%} of {run.costs.model_name}"
     words = f"accuracy in the supernet {best.accuracy:.2%}"
     if settings.metric != "accuracy":
         words = f"{run.experiment.metric.label} {best.score:.4f}, {words}"
-    others = "".join(f", {human(value)} {name}" for name, value in best.costs.items() if name not in ("flops", "params"))
+    others = "".join(f", {run.costs.written(name, value)} {name}" for name, value in best.costs.items() if name not in ("flops", "params"))
     scored = f"predicted from {settings.additive:,} scored" if settings.additive else "scored"
     costs = f"{human(flops)} FLOPs ({share}), {human(params)} params{others}"
     say(f"best of {len(record.evaluated):,} {scored}: {best.widths}, {words}, {costs}")
+    if process_rank() == 0:
+        speed = run.measure(run.space.decode(best.widths))
+        speed.write(run.folder / "speed.json")
+        say(f"it takes {speed.sentence}")
     if len(record.passed) > 1:
         for text, row in zip(record.passed, record.rows(record.passed.values()), strict=True):
             say(f"within {text}: {_words(record, row)}")

@@ -11,7 +11,7 @@ from bcnet.formatting import human
 from bcnet.report import plots
 from bcnet.report.page import Page, details, picture, table, text
 from bcnet.report.ranking_page import correlation_parts
-from bcnet.results import EvaluatedWidths, RetrainRecord, SearchRecord
+from bcnet.results import EvaluatedWidths, RetrainedWidth, RetrainRecord, SearchRecord, TogetherRecord
 from bcnet.run import Run
 from bcnet.training.fairness import fairness_sentence
 
@@ -27,6 +27,7 @@ def write_run_page(run: Run) -> Path:
     if search:
         _add_found(page, run, search)
     _add_retraining(page, run)
+    _add_together(page, run)
     _add_ranking(page, run)
     _add_training(page, run)
     if search:
@@ -44,19 +45,24 @@ def write_run_page(run: Run) -> Path:
 
 def _add_found(page: Page, run: Run, search: SearchRecord) -> None:
     best = search.best
-    full = {cost: run.costs.range(cost)[1] for cost in ("flops", "params")}
+    full = {cost: run.costs.of_model(cost) for cost in ("flops", "params")}
     channels = {
-        "full model": [group.channels for group in run.space.groups],
+        "full model" if run.costs.model is None else "widened model": [group.channels for group in run.space.groups],
         f"found {best.widths}": run.space.channels(run.space.decode(best.widths)),
         "uniform, same FLOPs": run.experiment.uniform_channels(best.costs["flops"]),
     }
+    if run.costs.model is not None:
+        channels["model"] = run.costs.model_channels
     flops, params = best.costs["flops"], best.costs["params"]
     words = (
-        f"{best.widths}: {human(flops)} FLOPs ({flops / full['flops']:.0%} of the full model), "
+        f"{best.widths}: {human(flops)} FLOPs ({flops / full['flops']:.0%} of {run.costs.model_name}), "
         f"{human(params)} params ({params / full['params']:.0%}), "
         f"{plots.metric_label(search.settings.metric)} {best.score:.4f}, accuracy in the supernet {best.accuracy:.2%}."
     )
     plots.draw_widths(run.folder / "widths.png", [g.name for g in run.space.groups], channels)
+    speed = run.speed()
+    if speed is not None and speed.widths == best.widths:
+        words += f" Measured: {speed.sentence}."
     page.section("The width that was found", text(words), picture(run.folder / "widths.png", "channels per group"))
 
 
@@ -77,6 +83,24 @@ def _add_retraining(page: Page, run: Run) -> None:
     header = ("width", "FLOPs", "params", "seeds", "test accuracy [%]", "standard deviation")
     verdicts = [text(f"{one.found.widths}: {verdict(one)}") for one in retrainings]
     page.section("Trained from scratch", *verdicts, table(header, rows), picture(run.folder / "retraining.png", "accuracy per seed"))
+
+
+def _add_together(page: Page, run: Run) -> None:
+    """Width vectors trained in one network, each beside itself alone."""
+    rows = [
+        (row.widths, human(row.flops), len(row.acc), fmean(row.acc), _spread(row.acc), *_alone(record, row))
+        for record in run.togethers()
+        for row in record.together
+    ]
+    if rows:
+        lead = "Several width vectors as one network: shared weights, batch norms of their own; split into plain networks afterwards."
+        header = ("width", "FLOPs", "seeds", "test accuracy [%]", "standard deviation", "trained alone [%]", "standard deviation")
+        page.section("Trained together", text(lead), table(header, rows))
+
+
+def _alone(record: TogetherRecord, row: RetrainedWidth) -> tuple[object, object]:
+    alone = record.alone.get(str(row.widths))
+    return (fmean(alone.acc), _spread(alone.acc)) if alone else ("-", "-")
 
 
 def _add_ranking(page: Page, run: Run) -> None:

@@ -43,6 +43,11 @@ class Cost:
     tables: Mapping[tuple[int, int], Table]
     of_channels: Callable[[npt.NDArray[np.int64]], Table] | None = None
 
+    @property
+    def symbol(self) -> str:
+        """What stands behind a number: the unit where it is a short one, such as ``ms``."""
+        return self.unit if len(self.unit) <= 3 else ""
+
     @cached_property
     def _lists(self) -> list[tuple[int, int, list[list[Any]]]]:
         return [(a, b, table.tolist()) for (a, b), table in self.tables.items()]
@@ -91,13 +96,15 @@ class CostTable:
     Args:
         space: a traced space, with its layers.
         more: costs beside FLOPs and params.
+        model: the space of the model as it was before it was widened; unset: the full width vector is the model.
 
     Raises:
         UserError: two costs of one name.
     """
 
-    def __init__(self, space: Space, more: Sequence[Cost] = ()) -> None:
+    def __init__(self, space: Space, more: Sequence[Cost] = (), model: Space | None = None) -> None:
         self.space = space
+        self.model = model
         self.costs = {cost.name: cost for cost in (flops(space), params(space), *more)}
         if len(self.costs) < 2 + len(more):
             raise UserError(f"two costs have the same name: {', '.join(['flops', 'params', *(cost.name for cost in more)])}")
@@ -133,9 +140,32 @@ class CostTable:
         """Every cost of one width vector, by name."""
         return {name: self.one(widths, name) for name in self.costs}
 
+    def written(self, cost: str, value: float) -> str:
+        """A value of a cost as people read it: ``122.9M``, ``3.5 ms``."""
+        return f"{human(value)} {self.costs[cost].symbol}".rstrip()
+
     def range(self, cost: str) -> tuple[Any, Any]:
         """Cost of the narrowest and of the full width vector: the reachable range."""
         return self.one(self.space.narrowest, cost), self.one(self.space.full, cost)
+
+    @cached_property
+    def model_channels(self) -> tuple[int, ...]:
+        """Channels of every group in the model, before it was widened."""
+        own = {layer: group.channels for group in self.model.groups for layer in group.layers} if self.model else {}
+        return tuple(own.get(group.name, group.channels) for group in self.space.groups)
+
+    def of_model(self, cost: str) -> Any:
+        """What the model costs, which fractions refer to; ``None`` where it was widened and only choices were measured."""
+        if self.model is None:
+            return self.one(self.space.full, cost)
+        if cost in ("flops", "params"):
+            return (flops if cost == "flops" else params)(self.model).one(self.model.full)
+        return self.of_channels(self.model_channels, cost).item() if self.costs[cost].of_channels else None
+
+    @property
+    def model_name(self) -> str:
+        """How prints call the network that fractions refer to."""
+        return "the full model" if self.model is None else "the model"
 
 
 @dataclass(frozen=True)
@@ -157,7 +187,7 @@ class Budget:
 
     @staticmethod
     def parse(text: str, costs: CostTable) -> "Budget":
-        """Read ``flops=150M``, ``params=2.5M`` or ``flops=0.5`` (a fraction of the full model).
+        """Read ``flops=150M``, ``params=2.5M``, ``latency=3.5ms`` or ``flops=0.5`` (a fraction of the model's, before it was widened).
 
         Raises:
             UserError: unknown cost, no number, or a limit that no width vector can keep.
@@ -167,21 +197,32 @@ class Budget:
         if name not in costs.names or not value:
             raise UserError(f"budget {text!r} is not COST=VALUE with COST one of {', '.join(costs.names)}, e.g. flops=150M or flops=0.5")
         low, high = costs.range(name)
-        limit = limit_of(value, high, f"budget {text!r}")
+        whole = costs.of_model(name)
+        limit = limit_of(value, whole, f"budget {text!r}", costs.costs[name].symbol)
         if limit < low:
-            reach = f"{human(low)} to {human(high)} ({low / high:.3f} to 1 of the full model)"
+            reach = f"{human(low)} to {costs.written(name, high)}"
+            if whole is not None:
+                reach += f" ({low / whole:.3f} to {round(high / whole, 3):g} of {costs.model_name})"
             raise UserError(f"budget {text!r} cannot be met: {name} of this space reach from {reach}")
         return Budget(name, int(limit) if isinstance(high, int) else limit, text)
 
 
-def limit_of(value: str, full: float, where: str) -> float:
-    """The number that a budget's value means: itself, or a fraction of the full model's cost where it is written as one.
+def limit_of(value: str, full: float | None, where: str, symbol: str = "") -> float:
+    """The number that a budget's value means: itself, or a fraction of the model's cost where it is written as one.
+
+    With the unit's symbol behind it (``0.5ms``) it is never a fraction.
 
     Raises:
-        UserError: not a positive number.
+        UserError: not a positive number, or a fraction of what is not known.
     """
+    if symbol and value.endswith(symbol):
+        return parse_number(value.removesuffix(symbol).rstrip(), where)
     limit = parse_number(value, where)
-    return limit * full if limit <= 1 and not value.isdigit() else limit
+    if limit > 1 or value.isdigit():
+        return limit
+    if full is None:
+        raise UserError(f"{where}: what the model itself costs is not known, for it was widened; give a number in the cost's unit")
+    return limit * full
 
 
 def parse_budgets(texts: Sequence[str], costs: CostTable, *, passed: bool = False) -> tuple[Budget, ...]:

@@ -143,7 +143,7 @@ class Tracing:
 
     def _group(self, run: "_Run", makers: tuple[str, ...], rules: Choices) -> Group | str:
         """The group of a run, or the reason why it stays whole."""
-        unit = self._dims.unit(run)
+        unit = block = self._dims.unit(run)
         if any(_means(pattern, makers) for pattern in rules.exclude):
             return "excluded"
         patterns = [pattern for pattern in rules.lists or () if _means(pattern, makers)]
@@ -156,7 +156,9 @@ class Tracing:
         if run.channels % unit:
             return f"{run.channels} channels cannot be cut into the groups of {unit} that a grouped convolution or norm wants"
         group = Group.of_bins(makers[0], run.channels, bins=rules.bins, min_bins=rules.min_bins, unit=unit, layers=makers)
-        return group if group.bins > 1 or rules.bins == 1 else f"{run.channels} channels are one choice only in multiples of {unit}"
+        if group.bins == 1 < rules.bins:
+            return f"{run.channels} channels are one choice only in multiples of {unit}"
+        return replace(group, block=block)
 
     def _layers(self, segments: "Mapping[str, tuple[Segment, ...]]") -> list[Layer]:
         channels, counted = self._channels, set()
@@ -348,7 +350,7 @@ def _listed_group(makers: tuple[str, ...], channels: int, unit: int, counts: Seq
         raise UserError(f"{where}: the choices {list(counts)} must end with the {channels} channels of the model")
     if any(count % unit for count in counts):
         raise UserError(f"{where}: the choices {list(counts)} must be multiples of {unit}, which a grouped convolution wants")
-    return Group(makers[0], tuple(counts), 1, unit, makers)
+    return Group(makers[0], tuple(counts), 1, unit, makers, unit)
 
 
 def _means(pattern: str, names: Sequence[str]) -> bool:

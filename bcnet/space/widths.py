@@ -29,6 +29,7 @@ class Group:
         smallest: smallest legal index ``k_min``.
         unit: channel counts are multiples of it (channels per group of a grouped convolution, or the divisor asked for).
         layers: names of all layers whose output is in the group.
+        block: the part of the unit that a grouped convolution or norm wants; the channels of any network are multiples of it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Group:
     smallest: int = 1
     unit: int = 1
     layers: tuple[str, ...] = ()
+    block: int = 1
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in itertools.pairwise(self.counts))

@@ -151,8 +151,13 @@ class _SkippedReLU(nn.ReLU):
         return x if self.norm[0].rectified else super().forward(x)  # type: ignore[index,union-attr]
 
 
-def make_plain(net: nn.Module) -> nn.Module:
-    """A copy of a network in which every slimmable layer is a plain one that owns its active parameters."""
+def make_plain(net: nn.Module, *, keep_shortcuts: bool = False) -> nn.Module:
+    """A copy of a network in which every slimmable layer is a plain one that owns its active parameters.
+
+    Args:
+        net: the network.
+        keep_shortcuts: keep also the shortcuts that are the identity at the active widths.
+    """
     copies: dict[int, Any] = {}
     for module in net.modules():
         if not hasattr(module, "slices"):
@@ -176,7 +181,8 @@ def make_plain(net: nn.Module) -> nn.Module:
         elif isinstance(module, _SkippedReLU):
             module.__class__ = nn.ReLU  # type: ignore[assignment]
             del module.norm
-    drop_unused_bodies(plain)
+    if not keep_shortcuts:
+        drop_unused_bodies(plain)
     return plain
 
 
@@ -195,6 +201,7 @@ _SIZES: dict[str, Callable[[Any], Any]] = {
     "num_groups": lambda module: module.slices.num_outputs // module.channels_per_group if module.channels_per_group else 1,
     "normalized_shape": lambda module: (module.slices.num_outputs,),
 }
+SIZE_NAMES = tuple(_SIZES)
 _SIZES_OF: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),
     nn.Linear: ("in_features", "out_features"),

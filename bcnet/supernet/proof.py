@@ -57,19 +57,36 @@ def trace(
     """
     rules = Choices(bins, min_bins, divisor, choices, exclude)
     tracing = Tracing(model, input_shape)
+    return _proven(tracing, rules)[0] if proof else tracing.space(rules)
+
+
+def trace_for_channels(model: nn.Module, input_shape: tuple[int, ...], *, exclude: Sequence[str] = (), proof: bool = True) -> Space:
+    """The space of a model for networks of any channel counts: its groups have one choice, the model's own count.
+
+    What is proven is the space of four bins per group; see `trace`.
+
+    Raises:
+        UserError: as `trace`.
+    """
+    tracing = Tracing(model, input_shape)
+    whole = _proven(tracing, Choices(exclude=exclude))[1] if proof else {}
+    return tracing.space(Choices(bins=1, exclude=exclude), whole)
+
+
+def _proven(tracing: Tracing, rules: Choices) -> tuple[Space, dict[str, str]]:
+    """A space that is proven, and the layers whose groups stay whole because the proof fails there, each with the reason."""
     space = tracing.space(rules)
     whole: dict[str, str] = {}
-    while proof:
+    while True:
         try:
-            prove(model, space, input_shape)
-            break
+            prove(tracing.model, space, tracing.input_shape)
+            return space, whole
         except NotProven as failure:
             culprits = failure.culprits() or _failing_alone(tracing, rules, whole, space)
             if not culprits:
                 raise
             whole.update({layer: why for group, why in culprits.items() for layer in space.groups[group].layers})
         space = tracing.space(rules, whole)
-    return space
 
 
 def _failing_alone(tracing: Tracing, rules: Choices, whole: Mapping[str, str], space: Space) -> dict[int, str]:

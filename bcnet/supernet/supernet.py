@@ -69,21 +69,29 @@ class Supernet(nn.Module):
         return logits_of(self.net(x))
 
 
-def narrow(model: nn.Module, space: Space, channels: Sequence[int]) -> nn.Module:
+def narrow(model: nn.Module, space: Space, channels: Sequence[int], *, keep_shortcuts: bool = False) -> nn.Module:
     """A freshly initialised plain model with the given channels per group, to be trained from scratch.
 
     Parameters are the left parts of the given model's, scaled by the square root of the ratio of fan-ins: what the
-    model's own initialiser would have drawn for a layer of that size. BN is left as it is.
+    model's own initialiser would have drawn for a layer of that size. BN is left as it is. Where a group has more channels
+    than in the model, the new entries are drawn from the layer's own initial values.
+
+    Args:
+        model: the plain model with its initial values, left as it is.
+        space: its traced space.
+        channels: of every group; any number that is a multiple of the group's ``block``.
+        keep_shortcuts: keep the body of every `bcnet.models.shortcut.IdentityOr`, for a model that is to be traced.
     """
     net = copy_network(model)
-    make_sliceable(net, space, [group.channels for group in space.groups], torch.Generator())
+    totals = [max(group.channels, wanted) for group, wanted in zip(space.groups, channels, strict=True)]
+    make_sliceable(net, space, totals, torch.Generator())
     set_active_channels(net, channels, "left")
     scales = {}
     for layer in space.layers:
         slices = getattr(net.get_submodule(layer.name), "slices", None)
         if isinstance(slices, Slices) and layer.kind in ("conv", "linear") and not (layer.channels_per_group or layer.across):
-            scales[layer.name] = (slices.num_full_inputs / slices.num_inputs) ** 0.5
-    net = make_plain(net)
+            scales[layer.name] = (sum(segment.channels * segment.repeat for segment in layer.inputs) / slices.num_inputs) ** 0.5
+    net = make_plain(net, keep_shortcuts=keep_shortcuts)
     with torch.no_grad():
         for name, module in net.named_modules():  # without the layers of shortcuts that are the identity at these channels
             for parameter in module.parameters(recurse=False):

@@ -72,7 +72,7 @@ def _identity(config: Config, num_seeds: int) -> str:
 def _meta(experiment: Experiment, num_seeds: int) -> dict[str, Any]:
     tree = experiment.config.model_dump(mode="json")
     about = {key: tree[key] for key in ("data", "model", "space", "retrain")}
-    full = {cost: experiment.costs.range(cost)[1] for cost in ("flops", "params")}
+    full = {cost: experiment.costs.of_model(cost) for cost in ("flops", "params")}
     images = {"train": experiment.data.num_images("full_train"), "test": experiment.data.num_images("test")}
     seeds = list(range(num_seeds))
     versions = experiment.environment()["versions"]

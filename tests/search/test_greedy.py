@@ -57,7 +57,7 @@ def test_one_descent_passes_every_budget(costs):
     _, result = descend(costs, "flops=0.75", "flops=0.5", "params=0.25")
     assert problem_keeps(costs, result)
     for text, widths in zip(("flops=0.75", "flops=0.5", "params=0.25"), result.passed, strict=True):
-        _, alone = descend(costs, text)
+        _, alone = descend(costs, text, weighed="flops")
         budget = Budget.parse(text, costs)
         assert costs.one(widths, budget.cost) <= budget.limit
         assert set(alone.scores) <= set(result.scores)  # the same way down, as far as it goes

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bcnet.errors import UserError
 from bcnet.models.digits import DigitsResNet
@@ -36,6 +37,7 @@ def test_damaged_or_foreign_files_are_refused(saved):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="missing or damaged"):
         load_network(folder)
+    save_file({"a": torch.zeros(2)}, weights)
     (folder / "network.json").write_text("{}")
-    with pytest.raises(UserError, match="not the description"):
+    with pytest.raises(UserError, match="holds no extracted network"):
         load_network(folder)

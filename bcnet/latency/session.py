@@ -1,0 +1,285 @@
+"""The measurement of a table: a plan of networks, each a line of a file that a later process goes on from."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from bcnet.errors import UserError
+from bcnet.latency.blocks import Block, find_blocks
+from bcnet.latency.design import cover_pairs, spread_sample
+from bcnet.latency.fit import MeasuredNetwork, check, fit_layers, fit_line, share_covered, sum_of
+from bcnet.latency.table import FORMAT, LatencyMeta, LatencyNoise, LatencyTable, describe_groups, device_name
+from bcnet.latency.timing import Clock, TimedNetwork, clock_of, random_images, visit
+from bcnet.models.copying import copy_network
+from bcnet.models.layout import fit_layout, to_device
+from bcnet.progress import ProgressBar
+from bcnet.space.widths import Space, Widths
+from bcnet.supernet.supernet import Supernet
+from bcnet.version import __version__
+
+PART_FORMAT = "bcnet-latency-part-1"
+FULL_EVERY = 6  # networks: then the full one again
+
+
+@dataclass(frozen=True)
+class LatencySettings:
+    """What is measured, and how.
+
+    Attributes:
+        model: its name.
+        num_classes: logits.
+        input_shape: ``(C, H, W)`` of one image.
+        batch_size: images at once.
+        amp: autocast.
+        seconds: for one network, the reference that runs in turns with it included.
+        repeats: passes of each network instead.
+        times: how often every pair of widths is measured.
+        most: networks measured layer by layer, at most.
+        checks: networks measured as a whole to fit overhead and scale, and as many again to check what comes out.
+        seed: of the choice of networks.
+    """
+
+    model: str
+    num_classes: int
+    input_shape: tuple[int, ...]
+    batch_size: int = 1
+    amp: Literal["off", "bf16"] = "off"
+    seconds: float = 0.5
+    repeats: int | None = None
+    times: int = 3
+    most: int = 300
+    checks: int = 20
+    seed: int = 0
+
+
+Kind = Literal["blocks", "fit", "held_out", "full"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network to measure.
+
+    Attributes:
+        kind: layer by layer, or as a whole: to fit, to check, or the full one to see how steady the machine is.
+        widths: its width vector.
+    """
+
+    kind: Kind
+    widths: Widths
+
+
+class LatencySession:
+    """Measures the networks of a plan and makes a table of them.
+
+    Args:
+        model: the plain model; left as it is.
+        space: its traced space.
+        settings: what is measured, and how.
+        device: where.
+        part: the file to go on from.
+        clock: takes the time; unset: the device's own.
+
+    Raises:
+        UserError: the file is of other settings, or damaged.
+    """
+
+    def __init__(
+        self, model: nn.Module, space: Space, settings: LatencySettings, device: torch.device, part: Path, clock: Clock | None = None
+    ) -> None:
+        self.space, self.settings, self.device, self.part = space, settings, device, part
+        self.clock = clock or clock_of(device)
+        self.images = random_images(settings.input_shape, settings.batch_size, device)
+        model = copy_network(model)
+        fit_layout(model, settings.input_shape)
+        self.supernet = Supernet(model, space, fuse=False)
+        rng = np.random.default_rng(settings.seed)
+        middle = tuple((group.smallest + group.bins + 1) // 2 for group in space.groups)
+        self.reference = self._timed(middle)
+        self.middle = middle
+        some = [space.full, space.narrowest, *spread_sample(space, 3, rng)]
+        self.blocks = find_blocks([self._network(widths) for widths in some], space, self.images)
+        self.tasks = plan(space, self.blocks, settings, rng)
+        self.lines = self._read_part()
+
+    def run(self) -> LatencyTable:
+        """Measure what is missing, and fit."""
+        label = f"latency {self.settings.model}"
+        with ProgressBar(label, len(self.tasks), len(self.lines)) as bar, _opened(self.part) as file:
+            if not file.tell():
+                file.write(json.dumps(self.header()) + "\n")
+            for number in range(len(self.lines), len(self.tasks)):
+                line = self._measure(self.tasks[number])
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                self.lines.append(line)
+                bar.update(number + 1, f"{line['ratio'] * line['reference_ms']:.3g} ms")
+        return self.table()
+
+    def header(self) -> dict[str, Any]:
+        """What ties a file to its settings."""
+        settings = asdict(self.settings) | {"input_shape": list(self.settings.input_shape)}
+        groups = {"groups": describe_groups(self.space)}
+        return {"format": PART_FORMAT} | settings | groups | self._machine()
+
+    def _machine(self) -> dict[str, Any]:
+        return {
+            "device": device_name(self.device),
+            "device_type": self.device.type,
+            "threads": torch.get_num_threads(),
+            "clock": self.clock.name,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "bcnet": __version__,
+        }
+
+    def _network(self, widths: Widths) -> nn.Module:
+        return to_device(self.supernet.extract(widths), self.device).eval()
+
+    def _timed(self, widths: Widths, layers: Sequence[str] = ()) -> TimedNetwork:
+        return TimedNetwork(self._network(widths), self.images, self.clock, bf16=self.settings.amp == "bf16", layers=layers)
+
+    def _measure(self, task: Task) -> dict[str, Any]:
+        layers = [block.name for block in self.blocks] if task.kind == "blocks" else []
+        seen = visit(self._timed(task.widths, layers), self.reference, seconds=self.settings.seconds, repeats=self.settings.repeats)
+        line = {"kind": task.kind, "widths": self.space.encode(task.widths), "ratio": seen.ratio, "reference_ms": seen.reference_ms}
+        return line | {"turns": seen.turns} | ({"blocks": dict(seen.blocks)} if layers else {})
+
+    # The file to go on from -----------------------------------------------------------------------------------------
+
+    def _read_part(self) -> list[dict[str, Any]]:
+        """The lines of networks that were measured; what a kill left of a line is cut off."""
+        try:
+            content = self.part.read_bytes() if self.part.exists() else b""
+        except OSError as error:
+            raise UserError(f"{self.part}: cannot be read ({error.strerror or error})") from error
+        whole = content[: content.rfind(b"\n") + 1]
+        try:
+            header, *lines = [json.loads(line) for line in whole.splitlines()] or [self.header()]
+            self._check_header(header)
+            measured = [(line["kind"], line["widths"]) for line in lines]
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.part}: is damaged; delete it to start anew") from error
+        if measured != [(task.kind, self.space.encode(task.widths)) for task in self.tasks[: len(lines)]]:
+            raise UserError(f"{self.part}: holds other networks than these settings ask for; delete it to start anew")
+        if len(whole) < len(content):
+            with self.part.open("r+b") as file:
+                file.truncate(len(whole))
+        return lines
+
+    def _check_header(self, header: Mapping[str, Any]) -> None:
+        for key, wanted in self.header().items():
+            if header.get(key) != wanted:
+                known = "other groups" if key == "groups" else f"{key}={header.get(key)}"
+                here = "these" if key == "groups" else wanted
+                raise UserError(f"{self.part}: was begun with {known}, not {here}: give the same settings to go on, or delete it")
+
+    # The table ------------------------------------------------------------------------------------------------------
+
+    def table(self) -> LatencyTable:
+        """The table of what was measured."""
+        reference_ms = median(line["reference_ms"] for line in self.lines)
+        measured: dict[str, list[MeasuredNetwork]] = {}
+        for line in self.lines:
+            blocks = {name: ratio * reference_ms for name, ratio in line.get("blocks", {}).items()}
+            network = MeasuredNetwork(self.space.decode(line["widths"]), line["ratio"] * reference_ms, blocks)
+            measured.setdefault(line["kind"], []).append(network)
+        layers = fit_layers(self.space, self.blocks, measured["blocks"])
+        full = [network.ms for network in measured["full"]]
+        narrowest = [network.ms for network in measured["fit"] if network.widths == self.space.narrowest]
+        overhead, scale = fit_line(*self._sums(layers, measured["fit"]))
+        sums, truth = self._sums(layers, measured["held_out"])
+        shares = [line["reference_ms"] / reference_ms for line in self.lines]
+        low, high = np.quantile(shares, [0.1, 0.9])
+        deviations = [abs(ms - median(full)) for ms in full]
+        settings = self.settings
+        meta = LatencyMeta(
+            model=settings.model,
+            num_classes=settings.num_classes,
+            input=list(settings.input_shape),
+            batch_size=settings.batch_size,
+            amp=settings.amp,
+            seed=settings.seed,
+            seconds_per_network=settings.seconds,
+            repeats=settings.repeats,
+            date=datetime.now(timezone.utc).date().isoformat(),
+            **self._machine(),
+        )
+        return LatencyTable(
+            format=FORMAT,
+            meta=meta,
+            groups=dict(describe_groups(self.space)),
+            layers=layers,
+            overhead_ms=overhead,
+            scale=scale,
+            networks=len(measured["blocks"]),
+            covered=share_covered(self.space, self.blocks, layers),
+            full_ms=median(full),
+            narrowest_ms=median(narrowest),
+            noise=LatencyNoise(
+                repeat=1.4826 * median(deviations) / median(full),
+                drift=float(high - low),
+                reference_ms=reference_ms,
+                reference_widths=self.space.encode(self.middle),
+            ),
+            held_out=check([overhead + scale * own for own in sums], truth),
+        )
+
+    def _sums(self, layers: Mapping[str, Any], networks: Sequence[MeasuredNetwork]) -> tuple[list[float], list[float]]:
+        sums = [sum_of(self.blocks, layers, self.space.channels(network.widths)) for network in networks]
+        return sums, [network.ms for network in networks]
+
+
+def plan(space: Space, blocks: Sequence[Block], settings: LatencySettings, rng: np.random.Generator) -> list[Task]:
+    """All networks in the order in which they are measured: what is measured as a whole is spread among the others, against drift."""
+    pairs = {(block.groups[0], block.groups[-1]) for block in blocks if block.is_pair and block.groups}
+    by_layer = [Task("blocks", widths) for widths in cover_pairs(space, pairs, times=settings.times, most=settings.most, rng=rng)]
+    fit = [space.full, space.narrowest, *spread_sample(space, settings.checks - 2, rng)]
+    held_out = [space.sample(rng) for _ in range(settings.checks)]
+    whole = [Task("fit", widths) for widths in fit] + [Task("held_out", widths) for widths in held_out]
+    whole = [whole[number] for number in rng.permutation(len(whole))]
+    count = len(by_layer) + len(whole)
+    full = [Task("full", space.full)] * max(5, count // FULL_EVERY)
+    placed = [((number + 0.5) / len(kind), task) for kind in (by_layer, whole, full) for number, task in enumerate(kind)]
+    return [task for _, task in sorted(placed, key=lambda pair: pair[0])]
+
+
+def _opened(path: Path) -> Any:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def measure_latency(
+    model: nn.Module, space: Space, settings: LatencySettings, *, device: torch.device, out: Path, clock: Clock | None = None
+) -> LatencyTable:
+    """Measure a model and write its table; a process that was killed goes on where it was.
+
+    Args:
+        model: the plain model; left as it is.
+        space: its traced space.
+        settings: what is measured, and how.
+        device: where.
+        out: the table's file; what is measured on the way stands beside it, in ``OUT.part``.
+        clock: takes the time; unset: the device's own.
+
+    Raises:
+        UserError: the file to go on from is of other settings or damaged, or nothing can be written.
+    """
+    part = out.with_name(out.name + ".part")
+    table = LatencySession(model, space, settings, device, part, clock).run()
+    table.write(out)
+    part.unlink(missing_ok=True)
+    return table
