@@ -106,7 +106,8 @@ class SpaceConfig(Section):
     min_bins: int = Field(1, ge=1)
     """Smallest width index k_min."""
     divisor: int | None = Field(None, gt=0)
-    """Channel counts are multiples of it in every group whose full count is one."""
+    """Channel counts are multiples of it in every group whose full count is one. Unset: 8 for timm and torchvision models, whose
+    narrower versions are to run fast somewhere, and 1 for others."""
     groups: dict[str, list[int]] = {}
     """Choices of single groups, by a pattern of layer names: ``{"blocks.*.conv1": [4, 8, 12, 16]}``; later patterns win."""
     exclude: list[str] = []

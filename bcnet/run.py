@@ -25,7 +25,7 @@ from bcnet.experiment import Experiment
 from bcnet.files import read_json, write_json, write_text
 from bcnet.latency.table import device_name
 from bcnet.latency.timing import measure_networks
-from bcnet.models.factory import build_model
+from bcnet.models.factory import build_model, default_divisor
 from bcnet.results import (
     BudgetRecord,
     EvaluatedWidths,
@@ -73,10 +73,13 @@ class Run:
         Raises:
             UserError: the directory holds a run already and ``resume`` was not asked for, or its config is another.
         """
+        written = folder / "config.yaml"
+        if config.space.divisor is None:
+            known = load_config(written).space.divisor if resume and written.exists() else default_divisor(config.model.name)
+            config = config.model_copy(update={"space": config.space.model_copy(update={"divisor": known})})
         run = cls(folder, Experiment(config))
         if process_rank() != 0:
             return run
-        written = folder / "config.yaml"
         if written.exists():
             if not resume:
                 raise UserError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")

@@ -125,7 +125,7 @@ def test_groups_of_different_choices_train_search_and_cost(tmp_path):
     assert run.space.encode(run.space.full) == "4-8-16-16"
     record = run.search("flops=0.5")
     widths = run.space.decode(record.best.widths)
-    description = run.extract(widths, tmp_path / "network")
+    _, description = run.extract(widths, tmp_path / "network")
     network, _ = load_network(tmp_path / "network")
     assert sum(p.numel() for p in network.parameters()) == description["params"] == record.best.costs["params"]
     assert network.blocks[0].conv1[0].out_channels in (3, 6, 9, 12, 15, 18, 21, 24)

@@ -45,7 +45,7 @@ def latency(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once; times are of one batch.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: as many as torch likes]")] = None,
     amp: Annotated[Amp, typer.Option(help="bf16 autocast.")] = Amp.off,
-    seconds_per_network: Annotated[float, typer.Option(min=0.01, help="Time for each network.")] = 0.5,
+    seconds_per_network: Annotated[float, typer.Option(min=0.01, help="Time for each network; more is more precise.")] = 1.0,
     repeats: Annotated[int | None, typer.Option(min=1, help="Passes of each network instead.")] = None,
     networks: Annotated[int, typer.Option(min=2, help="Networks measured layer by layer, at most.")] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of networks.")] = 0,
@@ -60,7 +60,7 @@ def latency(
     from bcnet.latency.session import LatencySettings, measure_latency
     from bcnet.latency.table import load_latency
     from bcnet.machine import resolve_device
-    from bcnet.models.factory import build_model
+    from bcnet.models.factory import build_model, default_divisor
     from bcnet.supernet.proof import trace
 
     place = resolve_device(device)
@@ -69,6 +69,7 @@ def latency(
     shape = read_shape(input, model)
     plain = build_model(model, num_classes)
     choices = read_choices(group or ())
+    divisor = divisor or default_divisor(model)
     space = trace(plain, shape, bins=bins, min_bins=min_bins, divisor=divisor, choices=choices, exclude=exclude or ())
     console.print(f"{model}: {space.summary()}")
     settings = LatencySettings(model, num_classes, shape, batch_size, amp.value, seconds_per_network, repeats, most=networks, seed=seed)

@@ -22,7 +22,10 @@ InputOption = Annotated[str | None, typer.Option("--input", metavar="CxHxW", hel
 ClassesOption = Annotated[int, typer.Option(min=1, help="Number of logits.")]
 BinsOption = Annotated[int, typer.Option(min=1, help="Bins K per group.")]
 MinBinsOption = Annotated[int, typer.Option(min=1, help="Smallest width index k_min.")]
-DivisorOption = Annotated[int | None, typer.Option(min=1, help="Channel counts are multiples of it where the full count is.")]
+DivisorOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Channel counts are multiples of it where the full count is.  [default: 8 for timm and torchvision]"),
+]
 GroupOption = Annotated[
     list[str] | None,
     typer.Option("--group", metavar="PATTERN=N,N,...", help="Channel counts of the groups with a layer of that name; may be repeated."),
@@ -85,7 +88,7 @@ def read_choices(texts: Sequence[str]) -> dict[str, list[int]]:
 def _trace_model(name: str, asked: _Asked) -> "CostTable":
     from bcnet.experiment import load_cost
     from bcnet.latency.table import Measured
-    from bcnet.models.factory import build_model
+    from bcnet.models.factory import build_model, default_divisor
     from bcnet.space.cost import CostTable
     from bcnet.supernet.proof import trace, trace_for_channels
     from bcnet.supernet.widen import check_factor, widen
@@ -94,10 +97,11 @@ def _trace_model(name: str, asked: _Asked) -> "CostTable":
     shape = read_shape(asked.input, name)
     lists = read_choices(asked.groups)
     model, plain = build_model(name, asked.num_classes), None
+    divisor = asked.divisor or default_divisor(name)
     if asked.widen > 1:
         plain = trace_for_channels(model, shape, exclude=asked.exclude)
-        model = widen(model, plain, asked.widen, divisor=asked.divisor)
-    space = trace(model, shape, bins=asked.bins, min_bins=asked.min_bins, divisor=asked.divisor, choices=lists, exclude=asked.exclude)
+        model = widen(model, plain, asked.widen, divisor=divisor)
+    space = trace(model, shape, bins=asked.bins, min_bins=asked.min_bins, divisor=divisor, choices=lists, exclude=asked.exclude)
     of = Measured(name, asked.num_classes, shape)
     return CostTable(space, [load_cost(cost, space, of) for cost in asked.costs], plain)
 

@@ -53,7 +53,7 @@ class LatencySettings:
     input_shape: tuple[int, ...]
     batch_size: int = 1
     amp: Literal["off", "bf16"] = "off"
-    seconds: float = 0.5
+    seconds: float = 1.0
     repeats: int | None = None
     times: int = 3
     most: int = 300

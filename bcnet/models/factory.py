@@ -85,7 +85,19 @@ def default_input(name: str) -> tuple[int, int, int]:
         if config is not None and len(config.input_size) == 3:
             channels, height, width = config.input_size
             return channels, height, width
+    if family == "torchvision":
+        from torchvision import models
+
+        if rest in models.list_models(module=models):
+            weights = models.get_model_weights(rest)
+            size = next((int(one.transforms().crop_size[0]) for one in weights), 224)
+            return 3, size, size
     return DEFAULT_INPUTS.get(name, (3, 224, 224))
+
+
+def default_divisor(name: str) -> int | None:
+    """What channel counts of a model's narrower versions are best multiples of: 8 for networks that people deploy, as hardware wants."""
+    return 8 if name.startswith(("timm/", "torchvision/")) else None
 
 
 def _find_factory(name: str, pretrained: bool) -> Callable[..., nn.Module]:

@@ -1,6 +1,7 @@
 """The weight-sharing supernet: one network that holds the parameters of every subnet."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -122,21 +123,27 @@ def make_sliceable(net: nn.Module, space: Space, totals: Sequence[int], generato
         make_slimmable(module, layer, totals)
 
 
-def _kept_entries(segments: tuple[Segment, ...], totals: Sequence[int]) -> tuple[Tensor, int]:
-    """Where the entries of a plain dimension stand in the widened one, and the size of that."""
-    kept, offset = [], 0
+_Kept = list[tuple[slice, slice]]
+
+
+def _kept_entries(segments: tuple[Segment, ...], totals: Sequence[int]) -> tuple[_Kept, int]:
+    """Where the runs of entries of a plain dimension stand in the widened one and where they stood, and the size of that."""
+    kept: _Kept = []
+    offset = before = 0
     for segment in segments:
-        kept.append(torch.arange(offset, offset + segment.channels * segment.repeat))
-        offset += segment.entries(totals)
-    return torch.cat(kept), offset
+        own = segment.channels * segment.repeat
+        kept.append((slice(offset, offset + own), slice(before, before + own)))
+        offset, before = offset + segment.entries(totals), before + own
+    return kept, offset
 
 
-def _widen(tensor: Tensor, dims: Sequence[tuple[Tensor, int]], generator: torch.Generator) -> Tensor:
+def _widen(tensor: Tensor, dims: Sequence[tuple[_Kept, int]], generator: torch.Generator) -> Tensor:
     """Copy a tensor into a larger one; new entries are drawn from the old ones with replacement."""
     shape = [size for _, size in dims]
     if list(tensor.shape) == shape:
         return tensor.clone()
     draw = torch.randint(tensor.numel(), shape, generator=generator)
-    wide = tensor.flatten()[draw.to(tensor.device)]
-    wide[torch.meshgrid(*(kept for kept, _ in dims), indexing="ij")] = tensor
+    wide = tensor.flatten().index_select(0, draw.flatten().to(tensor.device)).view(shape)
+    for places in product(*(kept for kept, _ in dims)):
+        wide[tuple(new for new, _ in places)] = tensor[tuple(old for _, old in places)]
     return wide
