@@ -259,7 +259,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     if strategy:
         _set(tree, "train.strategy", strategy)
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     return validate_config(tree, str(path))
 
 
@@ -370,7 +370,12 @@ def _merged_value(old: Any, new: Any, key: str) -> Any:
     return _merge(old, new, f"{key}.") if isinstance(old, dict) and isinstance(new, dict) else new
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set what ``section.key=value`` says in a tree of plain values.
+
+    Raises:
+        UserError: it has another form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r} is not KEY=VALUE, e.g. train.epochs=5")

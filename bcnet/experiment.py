@@ -16,7 +16,7 @@ from bcnet.errors import UserError, first_line
 from bcnet.kernels import status
 from bcnet.latency.table import Measured, load_latency
 from bcnet.machine import environment, resolve_device, use_bf16
-from bcnet.models.factory import build_model
+from bcnet.models.factory import build_model, default_divisor
 from bcnet.models.layout import keep_contiguous, needs_contiguous
 from bcnet.plugins import find_by_name, import_object
 from bcnet.scoring.additive import LEAST_PER_UNKNOWN
@@ -277,6 +277,11 @@ class Experiment:
             raise UserError(f"score.additive is {count}: {len(groups)} groups of {each} widths each need at least {least} scored ones")
         return balanced_sample(self.space, count, derive_seed(self.config.seed, STREAM_SAMPLE))
 
+    @property
+    def num_scored(self) -> int:
+        """How many width vectors a search evaluates at most."""
+        return self.config.score.additive or self._algorithm.most_scored(self.space, self.config.search.evaluations)
+
     def parse_budgets(self, texts: Sequence[str]) -> tuple[Budget, ...]:
         """Budgets such as ``flops=0.5``; several of one cost are for an algorithm that passes one after the other.
 
@@ -294,11 +299,11 @@ class Experiment:
             records: of the training.
         """
         evaluations, done = self.config.search.evaluations, 0
+        most = self._algorithm.most_scored(self.space, evaluations)
 
         def score_many(widths: Sequence[Widths]) -> dict[Widths, float]:
             nonlocal done
-            of = f" of {evaluations}" if self._algorithm.counts_evaluations else ""
-            scores = scorer.score_many(widths, f"search, {done}{of} scored")
+            scores = scorer.score_many(widths, f"search, {done} of at most {most} scored")
             done += len(widths)
             return scores
 
@@ -311,6 +316,14 @@ class Experiment:
         settings = self._algorithm.Settings.model_validate(self.config.search.algorithm.settings)
         result: SearchResult = self._algorithm.search(problem, settings, np.random.default_rng(seed))
         return result
+
+
+def with_divisor(config: Config, divisor: int | None = None) -> Config:
+    """A config that says what channel counts are multiples of; by default what suits the model."""
+    if config.space.divisor is not None:
+        return config
+    space = config.space.model_copy(update={"divisor": divisor or default_divisor(config.model.name)})
+    return config.model_copy(update={"space": space})
 
 
 def load_cost(name: str, space: Space, of: Measured | None = None) -> Cost:

@@ -21,11 +21,11 @@ from torch import nn
 from bcnet.config import Config, differing_keys, dump_config, load_config
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
-from bcnet.experiment import Experiment
+from bcnet.experiment import Experiment, with_divisor
 from bcnet.files import read_json, write_json, write_text
 from bcnet.latency.table import device_name
 from bcnet.latency.timing import measure_networks
-from bcnet.models.factory import build_model, default_divisor
+from bcnet.models.factory import build_model
 from bcnet.results import (
     BudgetRecord,
     EvaluatedWidths,
@@ -74,9 +74,11 @@ class Run:
             UserError: the directory holds a run already and ``resume`` was not asked for, or its config is another.
         """
         written = folder / "config.yaml"
-        if config.space.divisor is None:
-            known = load_config(written).space.divisor if resume and written.exists() else default_divisor(config.model.name)
-            config = config.model_copy(update={"space": config.space.model_copy(update={"divisor": known})})
+        if resume and written.exists():  # as it was begun, also by versions that knew no default
+            before = load_config(written).space.divisor
+            config = with_divisor(config, before) if before else config
+        else:
+            config = with_divisor(config)
         run = cls(folder, Experiment(config))
         if process_rank() != 0:
             return run

@@ -305,6 +305,18 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line():
         assert (result.returncode, result.stderr.strip()) == (130, "bcnet: stopped by SIGINT"), delay
 
 
+def test_a_profile_of_a_config_and_of_a_model(bcnet):
+    code, out, _ = bcnet("profile", "digits/bcnetv2", "--budget", "flops=0.5")
+    assert code == 0
+    assert "met by 746 of 1,024 width vectors (72.85%)" in out
+    assert re.search(r"\d s per step, [\d,]+ images/s, [\d,]+ steps: \d:\d\d:\d\d", out)
+    code, out, _ = bcnet("profile", "digits/resnet", "--input", "1x8x8", "--costs-only", "--budget", "params=0.5", "space.bins=2")
+    assert code == 0
+    assert "32 width vectors" in out
+    assert "per step" not in out
+    refused(bcnet("profile", "digits/resnett"), "'digits/resnett'")
+
+
 def test_the_version_is_said(bcnet):
     import bcnet as package
 

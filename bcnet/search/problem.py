@@ -97,14 +97,17 @@ class SearchAlgorithm(ABC):
     Attributes:
         Settings: the schema of its settings.
         passes_budgets: it passes one budget after the other, so that several of one cost may be given.
-        counts_evaluations: it scores no more width vectors than it is allowed to.
     """
 
     passes_budgets: ClassVar[bool] = False
-    counts_evaluations: ClassVar[bool] = True
 
     class Settings(Section):
         """An algorithm without settings."""
+
+    @classmethod
+    def most_scored(cls, space: Space, evaluations: int) -> int:
+        """How many width vectors a search scores at most."""
+        return min(evaluations, space.size)
 
     @staticmethod
     @abstractmethod

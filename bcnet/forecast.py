@@ -1,0 +1,122 @@
+"""What an experiment will cost before it is begun: reachable costs, widths within budgets, time and memory on this machine."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bcnet.experiment import Experiment
+from bcnet.space.cost import Budget, CostTable
+from bcnet.space.widths import Widths
+from bcnet.supernet.supernet import Supernet
+
+_SAMPLED = 200_000
+_MOST_SECONDS = 20.0  # of timed steps, after the first
+_MOST_STEPS = 20
+_SCORED = 4
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a cost may be.
+
+    Attributes:
+        name: of the cost.
+        low: of the narrowest width vector.
+        typical: median of width vectors drawn uniformly.
+        high: of the widest.
+    """
+
+    name: str
+    low: float
+    typical: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What training, scoring and search will take on this machine, from a few steps and scores.
+
+    Attributes:
+        step_seconds: of one training step.
+        steps: of the whole training.
+        images_per_second: in training.
+        passes: forward and backward passes per step.
+        width_seconds: of one scored width vector.
+        widths: that a search scores; of a greedy descent the most it can.
+        gib: largest memory of the process, or of the GPU.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    step_seconds: float
+    steps: int
+    images_per_second: float
+    passes: int
+    width_seconds: float
+    widths: int
+    gib: float
+    device: str
+
+
+def reach(costs: CostTable, seed: int = 0) -> list[Reach]:
+    """Every cost: narrowest, typical, widest."""
+    drawn = _draw(costs, seed)
+    return [Reach(name, costs.range(name)[0], float(np.median(costs.of_widths(drawn, name))), costs.range(name)[1]) for name in costs.names]
+
+
+def count_within(costs: CostTable, budgets: Sequence[Budget], seed: int = 0) -> tuple[float, bool]:
+    """How many width vectors keep all budgets, and whether that was counted (small spaces) or estimated from random ones."""
+    exact = costs.space.size <= _SAMPLED
+    widths = np.array(list(costs.space.enumerate())) if exact else _draw(costs, seed)
+    within = np.ones(len(widths), dtype=bool)
+    for budget in budgets:
+        within &= costs.of_widths(widths, budget.cost) <= budget.limit
+    return (int(within.sum()) if exact else float(within.mean()) * costs.space.size), exact
+
+
+def work(experiment: Experiment) -> Work:
+    """Train a fresh supernet for a few steps and score a few width vectors; nothing is written."""
+    trainer = experiment.make_trainer()
+    trainer.run(1)
+    begun, first = time.monotonic(), trainer.step
+    while trainer.step < min(trainer.total_steps, first + _MOST_STEPS) and time.monotonic() - begun < _MOST_SECONDS:
+        trainer.run(trainer.step + 1)
+        if experiment.device.type == "cuda":
+            torch.cuda.synchronize(experiment.device)
+    seconds = (time.monotonic() - begun) / max(1, trainer.step - first)
+    supernet = trainer.trained
+    assert isinstance(supernet, Supernet)
+    scorer, rng = experiment.make_scorer(supernet), np.random.default_rng(0)
+    scorer.sample = []
+    scorer.score(experiment.space.narrowest)  # and what the full width predicts
+    wanted: list[Widths] = list({experiment.space.sample(rng) for _ in range(_SCORED)})
+    begun = time.monotonic()
+    scorer.score_many(wanted)
+    width_seconds = (time.monotonic() - begun) / len(wanted)
+    return Work(
+        step_seconds=seconds,
+        steps=trainer.total_steps,
+        images_per_second=trainer.batches.batch_size / seconds,
+        passes=len(trainer.passes(0)),
+        width_seconds=width_seconds,
+        widths=experiment.num_scored,
+        gib=_peak_gib(experiment.device),
+        device=experiment.device.type,
+    )
+
+
+def _draw(costs: CostTable, seed: int) -> np.ndarray:  # type: ignore[type-arg]
+    space = costs.space
+    return np.random.default_rng(seed).integers(space.narrowest, [group.bins + 1 for group in space.groups], (_SAMPLED, len(space.groups)))
+
+
+def _peak_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+
+from bcnet.config import load_config
+from bcnet.experiment import Experiment
+from bcnet.forecast import count_within, reach, work
+from bcnet.models.factory import build_model
+from bcnet.space.cost import CostTable, parse_budgets
+from bcnet.space.trace import Choices, trace
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return CostTable(trace(build_model("digits/resnet", 10), (1, 8, 8)))
+
+
+def test_widths_within_a_budget_are_counted_in_a_small_space(digits):
+    budgets = parse_budgets(["flops=0.5", "params=0.4"], digits)
+    full = digits.space.full
+    limits = {name: digits.one(full, name) * part for name, part in (("flops", 0.5), ("params", 0.4))}
+    kept = [w for w in digits.space.enumerate() if all(digits.one(w, name) <= limit for name, limit in limits.items())]
+    assert count_within(digits, budgets) == (len(kept), True)
+    assert count_within(digits, ()) == (1024, True)
+
+
+def test_of_a_large_space_random_widths_tell():
+    costs = CostTable(trace(build_model("timm/resnet18", 10), (3, 32, 32), Choices(bins=3)))
+    number, exact = count_within(costs, parse_budgets(["flops=0.5"], costs))
+    rng = np.random.default_rng(7)
+    drawn = [costs.one(costs.space.sample(rng), "flops") for _ in range(3000)]
+    share = np.mean(np.array(drawn) <= 0.5 * costs.range("flops")[1])
+    assert not exact
+    assert number / costs.space.size == pytest.approx(share, abs=0.04)  # four standard deviations
+
+
+def test_the_reach_of_costs(digits):
+    every = np.array([digits.one(w, "flops") for w in digits.space.enumerate()])
+    flops = reach(digits)[0]
+    assert (flops.low, flops.high) == (every.min(), every.max())
+    assert flops.typical == pytest.approx(np.median(every), rel=0.02)
+
+
+def test_work_is_of_the_experiment_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment(load_config("digits/bcnetv2", ["train.epochs=3", "search.evaluations=33", "score.calibration_images=64"]))
+    found = work(experiment)
+    trainer = experiment.make_trainer()
+    assert (found.steps, found.passes) == (trainer.total_steps, len(trainer.passes(0)))
+    assert (found.widths, found.device) == (33, "cpu")
+    assert found.step_seconds > 0
+    assert found.width_seconds > 0
+    assert 0.1 < found.gib < 64
+    assert not list(tmp_path.iterdir())
+
+
+def test_noise_stands_in_for_images_of_any_size():
+    overrides = ["data.source=bcnet.data.noise:Noise", "data.args={shape: [3, 16, 20], classes: 7, images: 1000}", "data.num_val=70"]
+    data = Experiment(load_config("digits/bcnetv2", overrides)).data
+    assert data.num_images("train") == 1000
+    source = data.train_batches("train", 64, seed=0)
+    assert source.steps_per_epoch == 15
+    images, labels = source.batch(3)
+    assert images.shape == (64, 3, 16, 20)
+    assert labels.max() < 7
+    assert torch.equal(images, source.batch(3)[0])
+    held_out = list(data.eval_batches("val", 32))
+    assert [len(labels) for _, labels in held_out] == [32, 32, 6]
