@@ -121,6 +121,10 @@ class SearchRecord(Record):
     def _of_former_versions(cls, value: Any) -> Any:
         return read_former_search(value)
 
+    def keeps_budgets(self, row: EvaluatedWidths) -> bool:
+        """Whether evaluated widths are within all budgets."""
+        return all(row.costs[budget.cost] <= budget.limit for budget in self.settings.budgets)
+
     def rows(self, names: Iterable[str]) -> list[EvaluatedWidths]:
         """What is known of evaluated width strings."""
         known = {row.widths: row for row in self.evaluated}

@@ -9,8 +9,11 @@ from bcnet.commands.app import Overrides, Say, app, console, runtime
 from bcnet.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bcnet.config import Config
     from bcnet.experiment import Experiment
+    from bcnet.space.cost import Budget
 
 
 @app.command()
@@ -23,9 +26,7 @@ def profile(
     images: Annotated[int, typer.Option(min=1, help="Training images to reckon with, for a MODEL.")] = 50_000,
     num_classes: Annotated[int, typer.Option(min=1, help="Number of logits, for a MODEL.")] = 10,
     input: Annotated[str | None, typer.Option(metavar="CxHxW", help="Shape of one image, for a MODEL.  [default: its usual one]")] = None,
-    costs_only: Annotated[
-        bool, typer.Option("--costs-only", help="Leave out time and memory, which take up to a minute.")
-    ] = False,
+    costs_only: Annotated[bool, typer.Option("--costs-only", help="Leave out time and memory, which take up to a minute.")] = False,
 ) -> None:
     """Show what widths cost, how many meet a budget, and what training and search will take on this machine."""
     settings = _config_of_model(config, overrides or (), images, num_classes, input) if _is_model(config) else _config(config, overrides)
@@ -33,7 +34,7 @@ def profile(
         from bcnet.experiment import Experiment
 
         experiment = Experiment(settings)
-        _say_costs(experiment, budget or (), say)
+        _say_costs(experiment, experiment.parse_budgets(budget or ()), say)
         if not costs_only:
             _say_work(experiment, say)
 
@@ -56,7 +57,7 @@ def _is_model(name: str) -> bool:
     return False
 
 
-def _config_of_model(name: str, overrides: "list[str] | tuple[()]", images: int, num_classes: int, input: str | None) -> "Config":
+def _config_of_model(name: str, overrides: "Sequence[str]", images: int, num_classes: int, input: str | None) -> "Config":
     """The default recipe for a model, with noise for images."""
     from bcnet.commands.models import read_shape
     from bcnet.config import apply_override, validate_config
@@ -70,7 +71,7 @@ def _config_of_model(name: str, overrides: "list[str] | tuple[()]", images: int,
     return with_divisor(validate_config(tree, f"profile {name}"))
 
 
-def _say_costs(experiment: "Experiment", budgets: "list[str] | tuple[()]", say: Say) -> None:
+def _say_costs(experiment: "Experiment", budgets: "Sequence[Budget]", say: Say) -> None:
     from bcnet.forecast import count_within, reach
     from bcnet.formatting import human
 
@@ -84,13 +85,12 @@ def _say_costs(experiment: "Experiment", budgets: "list[str] | tuple[()]", say: 
         cells = [costs.written(row.name, value) for value in (row.low, row.typical, row.high)]
         table.add_row(row.name.replace("flops", "FLOPs"), *cells, "-" if whole is None else costs.written(row.name, whole))
     console.print(table)
-    parsed = experiment.parse_budgets(budgets)
-    if parsed:
-        number, exact = count_within(costs, parsed)
+    if budgets:
+        number, exact = count_within(costs, budgets)
         share = number / costs.space.size
         size = f"{costs.space.size:,}" if exact else human(costs.space.size)
         count = f"{int(number):,}" if exact else f"about {human(number)}" if number else "fewer than one in 200,000"
-        kept = " and ".join(f"{one.cost} <= {costs.written(one.cost, one.limit)}" for one in parsed)
+        kept = " and ".join(f"{one.cost} <= {costs.written(one.cost, one.limit)}" for one in budgets)
         say(f"{kept}: met by {count} of {size} width vectors ({share:.2%})")
 
 

@@ -111,8 +111,10 @@ def draw_search(path: Path, search: SearchRecord) -> None:
     left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=metric_label(search.settings.metric))
     left.set_title(f"{len(evaluated)} width vectors evaluated")
     left.legend(frameon=False, fontsize=8)
-    right.plot(np.arange(len(y)) + 1, np.maximum.accumulate(y), color=BLUE)
-    right.set(xlabel="width vectors evaluated", ylabel="best score so far", title="Progress")
+    within = [search.keeps_budgets(row) for row in evaluated]
+    so_far = np.maximum.accumulate(np.where(within, y, -np.inf))
+    right.plot(np.arange(len(y)) + 1, np.where(np.isfinite(so_far), so_far, np.nan), color=BLUE, marker="." if len(y) < 100 else "")
+    right.set(xlabel="width vectors evaluated", ylabel="best score so far within all budgets", title="Progress", xlim=(0, len(y) + 1))
     _save(figure, path)
 
 

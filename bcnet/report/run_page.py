@@ -168,16 +168,12 @@ def _add_search(page: Page, run: Run, search: SearchRecord) -> None:
     parts = [text(words), text(spread), picture(run.folder / "search.png", "search")]
     if len(search.passed) > 1:
         parts += [text("The best within each budget alone:"), _evaluated(search.rows(search.passed.values()), list(search.passed))]
-    top = sorted((row for row in search.evaluated if _keeps(search, row)), key=lambda row: -row.score)[:10]
+    top = sorted((row for row in search.evaluated if search.keeps_budgets(row)), key=lambda row: -row.score)[:10]
     parts += [text("The highest scores within all budgets:"), _evaluated(top)]
     page.section("Search", *parts)
     front = search.rows(search.front)
     lead = f"No other that was scored beats one of these in both score and {settings.cost.replace('flops', 'FLOPs')}; cheapest first."
     page.section(f"Pareto front: {len(front)} width vectors", text(lead), _evaluated(front))
-
-
-def _keeps(search: SearchRecord, row: EvaluatedWidths) -> bool:
-    return all(row.costs[budget.cost] <= budget.limit for budget in search.settings.budgets)
 
 
 def _evaluated(rows: Sequence[EvaluatedWidths], budgets: Sequence[str] = ()) -> str:
