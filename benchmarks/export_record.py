@@ -19,9 +19,9 @@ from bcnet.errors import UserError
 from bcnet.files import read_json, write_json
 from bcnet.machine import environment
 from bcnet.models.factory import build_model
-from bcnet.space.trace import Choices, trace
 from bcnet.supernet.export import export_network
 from bcnet.supernet.extract import load_network, save_network
+from bcnet.supernet.proof import trace
 from bcnet.supernet.supernet import Supernet
 
 MODELS = (
@@ -50,7 +50,7 @@ def main() -> None:
 def look_at(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
     """Largest difference of logits, relative to the largest logit, for every format."""
     model = build_model(name, 1000)
-    space = trace(model, shape, Choices(divisor=8))
+    space = trace(model, shape, divisor=8)
     widths = space.sample(np.random.default_rng(0))
     network = Supernet(model, space).extract(widths).eval()
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(5))

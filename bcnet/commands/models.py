@@ -16,7 +16,9 @@ from bcnet.errors import UserError
 if TYPE_CHECKING:
     from bcnet.space.cost import CostTable
 
-MODEL_HELP = "channel_bench/mobilenet, channel_bench/resnet, digits/resnet, timm/NAME, torchvision/NAME or package.module:factory."
+MODEL_HELP = (
+    "channel_bench/mobilenet, channel_bench/resnet, cifar/resnet20, digits/resnet, timm/NAME, torchvision/NAME or package.module:factory."
+)
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 InputOption = Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image.  [default: the model's usual one]")]
 ClassesOption = Annotated[int, typer.Option(min=1, help="Number of logits.")]

@@ -28,19 +28,24 @@ def rank(
 def rank_scores(scores: Path, truth: str, folder: Path, say: Say, budgets: Sequence[str] = ()) -> Path:
     """Hold a score file against ground truth, say the result, and write it with its page; returns the page's path."""
     from bcnet.truth.ground_truth import find_truth, load_ground_truth
-    from bcnet.truth.ranking import rank
+    from bcnet.truth.ranking import left_out, rank
     from bcnet.truth.score_files import check_costs_of_scores, load_scores
 
     truth_file = find_truth(truth)
     ground_truth = load_ground_truth(truth_file)
     score_file = load_scores(scores)
     check_costs_of_scores(score_file, scores, ground_truth, truth_file.name)
+    ground_truth = ground_truth.with_costs(score_file.costs)
     ranking = rank(score_file.scores, ground_truth, budgets=budgets, truth_name=truth_file.name)
     ranking.write(folder / "ranking.json")
     from bcnet.report.ranking_page import write_ranking_page
 
     page = write_ranking_page(folder, score_file.scores, ground_truth, ranking, scores.name)
     say(_ranking_table(ranking))
+    if ground_truth.has_channels:
+        say(f"accuracies in {truth_file.name} are {ground_truth.meta['accuracy']}")
+    for line in left_out(score_file.scores, ground_truth, ranking):
+        say(line)
     if ranking.noise_ceiling is not None:
         seeds = ranking.num_seeds
         say(f"a perfect predictor would reach tau {ranking.noise_ceiling:.3f} against means of {seeds} seeds (noise ceiling)")

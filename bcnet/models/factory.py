@@ -10,15 +10,22 @@ from torch import nn
 
 from bcnet.errors import UserError, first_line
 from bcnet.models.channel_bench import MobileNet, ResNet
+from bcnet.models.cifar import ResNet20
 from bcnet.models.digits import DigitsResNet
 from bcnet.plugins import import_object
 
 OWN_MODELS: dict[str, Callable[..., nn.Module]] = {
     "channel_bench/mobilenet": MobileNet,
     "channel_bench/resnet": ResNet,
+    "cifar/resnet20": ResNet20,
     "digits/resnet": DigitsResNet,
 }
-DEFAULT_INPUTS = {"channel_bench/mobilenet": (3, 32, 32), "channel_bench/resnet": (3, 32, 32), "digits/resnet": (1, 8, 8)}
+DEFAULT_INPUTS = {
+    "channel_bench/mobilenet": (3, 32, 32),
+    "channel_bench/resnet": (3, 32, 32),
+    "cifar/resnet20": (3, 32, 32),
+    "digits/resnet": (1, 8, 8),
+}
 
 
 def build_model(name: str, num_classes: int, *, seed: int = 0, pretrained: bool = False, args: dict[str, Any] | None = None) -> nn.Module:

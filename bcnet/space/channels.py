@@ -123,7 +123,8 @@ class Channels(TorchDispatchMode):
         self._marks: Any = WeakIdKeyDictionary()
         self._keys: dict[int, list[tuple[str, str]]] = {}  # of a parameter or buffer: the modules that own it, and its names there
         self._stack: list[tuple[str, nn.Module]] = []
-        self._entered: dict[str, list[int]] = {}
+        self._entered: dict[str, list[tuple[int, int]]] = {}
+        self._mixed: dict[str, int] = {}
         self._counting = True
         self._scale = 1
         for name, module in model.named_modules():
@@ -230,11 +231,14 @@ class Channels(TorchDispatchMode):
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
             name = self._stack.pop()[0]
+            entered = self._entered.pop(name, [])
             self._note_size(name, module, output, _OUT_COUNTS)
-            if name in self.across:
-                dims = self._entered[name], self._labelled_dims([output])
-                if all(len(own) == 1 for own in dims):
-                    self.across[name] = dims[0][0], dims[1][0]
+            if name in self.across:  # tokens may be labelled as well, by their embedding
+                before, after = (
+                    [dim for dim, size in own if size == self._mixed[name]] for own in (entered, self._labelled_dims([output]))
+                )
+                if len(before) == len(after) == 1:
+                    self.across[name] = before[0], after[0]
 
         handles: list[Any] = []
         for name, module in self.model.named_modules():
@@ -256,8 +260,10 @@ class Channels(TorchDispatchMode):
             self.sized[name] = key, labels
             self.order.setdefault(name)
 
-    def _labelled_dims(self, values: Sequence[Any]) -> list[int]:
-        return [dim for value in values if isinstance(value, Tensor) for dim, own in enumerate(self._of(value).labels) if own is not None]
+    def _labelled_dims(self, values: Sequence[Any]) -> list[tuple[int, int]]:
+        """Dimensions that are channels of something, and their sizes."""
+        dims = [one for value in values if isinstance(value, Tensor) for one in enumerate(self._of(value).labels)]
+        return [(dim, len(own)) for dim, own in dims if own is not None]
 
     def _mix(self, labels: Labels | None, from_input: bool, name: str) -> None:
         """An operation mixes these channels: it may in a norm, which then is one over the active channels, and in weights."""
@@ -268,6 +274,7 @@ class Channels(TorchDispatchMode):
         owns = any(own is not None for (owner, _), dims in self.tensors.items() if owner == where for own in dims)
         if is_leaf and owns and (not from_input or "norm" in type(module).__name__.lower()):
             self.across.setdefault(where, (1, 1))
+            self._mixed.setdefault(where, len(labels))
         else:
             self._fix(labels, f"its channels are mixed by {name}" + (f" in {where}" if where else ""))
 

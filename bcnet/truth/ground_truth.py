@@ -1,13 +1,13 @@
 """Ground truth: accuracies of networks trained one by one, in the JSON format of Channel-Bench-Macro.
 
 ``{"4432214": {"acc": [90.62, ...], "mean": ..., "std": ..., "params": ..., "flops": ...}, ...}``, accuracies in per cent,
-one per seed; a ``"meta"`` entry may stand beside the widths.
+one per seed; a ``"meta"`` entry may stand beside the widths. `bcnet.truth.other_truths` reads the files of other people's spaces.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ import numpy.typing as npt
 
 from bcnet.errors import UserError
 from bcnet.files import read_json, shipped
+from bcnet.truth.checks import is_accuracy, is_cost, is_number
+from bcnet.truth.other_truths import OtherTruth, read_csv_truth, read_json_truth
 
 Floats = npt.NDArray[np.float64]
+_SEPARATOR = re.compile("[-:]")
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,20 @@ class GroundTruth:
     Attributes:
         names: width strings.
         acc: per-seed test accuracies in per cent, ``(N, S)``.
-        flops: multiply-adds of one image, ``(N,)``.
-        params: ``(N,)``.
+        known_flops: multiply-adds of one image, ``(N,)``, 0 where not known.
+        known_params: ``(N,)``, 0 where not known.
         meta: what the file says of itself.
         one_index: whether width strings are one index each (see `is_one_index`); unset: as the names and ``meta`` tell.
+        has_channels: whether width strings are channel counts, not indices.
     """
 
     names: tuple[str, ...]
     acc: Floats
-    flops: npt.NDArray[np.int64]
-    params: npt.NDArray[np.int64]
+    known_flops: npt.NDArray[np.int64]
+    known_params: npt.NDArray[np.int64]
     meta: dict[str, Any]
     one_index: bool | None = None
+    has_channels: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -49,9 +54,49 @@ class GroundTruth:
         mean: Floats = self.acc.mean(1)
         return mean
 
+    @property
+    def flops(self) -> npt.NDArray[np.int64]:
+        """Multiply-adds of one image, ``(N,)``; see `cost`."""
+        return self.cost("flops")
+
+    @property
+    def params(self) -> npt.NDArray[np.int64]:
+        """``(N,)``; see `cost`."""
+        return self.cost("params")
+
+    def cost(self, cost: str) -> npt.NDArray[np.int64]:
+        """``flops`` or ``params`` of all networks, ``(N,)``.
+
+        Raises:
+            UserError: not known for all of them.
+        """
+        if self.unknown(cost):
+            raise UserError(
+                f"{cost} are not known for {self.unknown(cost):,} of {len(self):,} networks of the truth; "
+                "a CSV truth may hold them, and for bcnet rank the 'costs' of the score file"
+            )
+        return self._known(cost)
+
+    def unknown(self, cost: str) -> int:
+        """For how many networks ``flops`` or ``params`` are not known."""
+        return int((self._known(cost) == 0).sum())
+
+    def _known(self, cost: str) -> npt.NDArray[np.int64]:
+        return self.known_flops if cost == "flops" else self.known_params
+
+    def with_costs(self, costs: Mapping[str, Sequence[float]]) -> "GroundTruth":
+        """The same with FLOPs and params by width string where they were not known."""
+        flops, params = (
+            np.array(
+                [own or int(costs[name][place]) if name in costs else own for name, own in zip(self.names, known, strict=True)], np.int64
+            )
+            for place, known in enumerate((self.known_flops.tolist(), self.known_params.tolist()))
+        )
+        return replace(self, known_flops=flops, known_params=params)
+
     @cached_property
     def indices(self) -> npt.NDArray[np.int64]:
-        """Width indices, ``(N, groups)``."""
+        """The numbers of the width strings, ``(N, groups)``: width indices, or channel counts."""
         return np.array([width_indices(name, self._has_one_index) for name in self.names], dtype=np.int64)
 
     @cached_property
@@ -61,8 +106,8 @@ class GroundTruth:
     def full_cost(self, cost: str) -> int:
         """FLOPs or params of the full model, as ``meta`` states them; else the largest of the file, which most files hold."""
         stated = self.meta.get("full")
-        largest = int((self.flops if cost == "flops" else self.params).max())
-        return int(stated[cost]) if isinstance(stated, dict) and _is_number(stated.get(cost)) else largest
+        largest = int(self.cost(cost).max())
+        return int(stated[cost]) if isinstance(stated, dict) and is_number(stated.get(cost)) else largest
 
     def rows(self, names: list[str], where: str) -> npt.NDArray[np.int64]:
         """Positions of the given width strings.
@@ -80,7 +125,8 @@ class GroundTruth:
     def subset(self, rows: npt.NDArray[np.int64]) -> "GroundTruth":
         """The networks at the given positions."""
         names = tuple(self.names[row] for row in rows)
-        return GroundTruth(names, self.acc[rows], self.flops[rows], self.params[rows], self.meta, self._has_one_index)
+        flops, params = self.known_flops[rows], self.known_params[rows]
+        return replace(self, names=names, acc=self.acc[rows], known_flops=flops, known_params=params, one_index=self._has_one_index)
 
 
 CHANNEL_BENCH_DIGITS = "channel_bench_digits"  # all widths of digits/resnet, ten seeds each; ships with the package
@@ -103,14 +149,19 @@ def find_truth(name: str) -> Path:
 
 
 def load_ground_truth(path: Path) -> GroundTruth:
-    """Read and check a ground-truth file.
+    """Read and check a ground-truth file: of Channel-Bench-Macro's form, or one of `bcnet.truth.other_truths`.
 
     Raises:
         UserError: missing file, wrong form; names the first offending widths, the field, and how many offend.
     """
+    if path.suffix.lower() == ".csv":
+        return _of_channels(read_csv_truth(path))
     tree = read_json(path, 'ground truth such as {"4432214": {"acc": [90.6, 91.2], "params": 716234, "flops": 122923008}}')
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected an object of widths, found {type(tree).__name__}")
+    other = read_json_truth(path, tree)
+    if other is not None:
+        return _of_channels(other)
     meta = tree.pop("meta", {})
     if not tree:
         raise UserError(f"{path}: holds no widths")
@@ -130,12 +181,16 @@ def load_ground_truth(path: Path) -> GroundTruth:
     return GroundTruth(tuple(tree), acc, flops, params, meta)
 
 
+def _of_channels(truth: OtherTruth) -> GroundTruth:
+    return GroundTruth(truth.names, truth.acc, truth.flops, truth.params, truth.meta, has_channels=True)
+
+
 def is_one_index(names: Sequence[str], meta: Mapping[str, Any]) -> bool:
     """Whether width strings are one index each, of a space of one group with ten bins or more.
 
     ``"12"`` alone could be two indices. Other names of the file tell (some have one digit, or a zero), or the config in its ``meta``.
     """
-    if any("-" in name or len(name) > 3 for name in names):
+    if any(_SEPARATOR.search(name) or len(name) > 3 for name in names):
         return False
     config = meta.get("config")
     space = config.get("space") if isinstance(config, dict) else None
@@ -145,20 +200,16 @@ def is_one_index(names: Sequence[str], meta: Mapping[str, Any]) -> bool:
 
 
 def width_indices(name: str, is_one: bool = False) -> list[int]:
-    """The indices of a width string: ``"4432214"``, ``"12-7-20"``, or ``"12"`` where `is_one_index`."""
+    """The indices of a width string: ``"4432214"``, ``"12-7-20"`` (or with ``:``), or ``"12"`` where `is_one_index`."""
     return [int(digit) for digit in _digits(name, is_one)]
 
 
 def _digits(name: str, is_one: bool) -> list[str]:
-    return name.split("-") if "-" in name or is_one else list(name)
+    return _SEPARATOR.split(name) if is_one or _SEPARATOR.search(name) else list(name)
 
 
 def _field(entry: Any, name: str) -> Any:
     return entry.get(name) if isinstance(entry, dict) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _fault(name: str, digits: Sequence[str], entry: Any, seeds: int, length: int) -> str | None:
@@ -170,15 +221,15 @@ def _fault(name: str, digits: Sequence[str], entry: Any, seeds: int, length: int
     if not isinstance(entry, dict):
         return "is not an object with acc, params and flops"
     acc = entry.get("acc")
-    if not isinstance(acc, list) or not acc or not all(_is_number(a) and 0 <= a <= 100 for a in acc):
+    if not isinstance(acc, list) or not acc or not all(is_accuracy(a) for a in acc):
         return f"field 'acc' is {acc!r}: expected a list of accuracies in per cent"
     if len(acc) != seeds:
         return f"field 'acc' holds {len(acc)} seeds, the first entry {seeds}"
     for field in ("params", "flops"):
         value = entry.get(field)
-        if value is None or not _is_number(value) or value <= 0 or value != int(value):
+        if not is_cost(value):
             return f"field {field!r} is {value!r}: expected a positive integer"
     mean = entry.get("mean")
-    if mean is not None and not (_is_number(mean) and abs(mean - sum(acc) / len(acc)) < 0.01):
+    if mean is not None and not (is_number(mean) and abs(mean - sum(acc) / len(acc)) < 0.01):
         return f"field 'mean' is {mean!r}, but the mean of 'acc' is {sum(acc) / len(acc):.4f}"
     return None

@@ -1,6 +1,6 @@
 """How well scores rank networks: correlations with ground truth, beside what counting FLOPs would give."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -15,6 +15,7 @@ from bcnet.truth.ground_truth import GroundTruth
 Floats = npt.NDArray[np.float64]
 TOP_K = (10, 50, 100, 500)
 DEFAULT_BUDGETS = ("flops=0.25", "flops=0.5", "flops=0.75")
+COSTS = ("flops", "params")
 
 
 def _kendall(x: Floats, y: Floats) -> float:
@@ -101,12 +102,18 @@ def regret(scores: Floats, truth: GroundTruth, budget: str) -> Regret:
         The pick among the scored networks, the best of all networks of the truth, their accuracies in per cent and the difference.
 
     Raises:
-        UserError: not a budget, or no scored network keeps it.
+        UserError: not a budget, no scored network keeps it, or what the networks cost is not known.
     """
     cost, _, value = budget.partition("=")
     if cost not in ("flops", "params") or not value:
         raise UserError(f"budget {budget!r} is not COST=VALUE, e.g. flops=150M or params=0.5")
-    costs = truth.flops if cost == "flops" else truth.params
+    lacking = truth.unknown(cost)
+    if lacking:
+        raise UserError(
+            f"budget {budget!r} cannot be applied: {cost} are not known for {lacking:,} of {len(truth):,} networks of the truth, "
+            "neither from it nor from 'costs' of the score file"
+        )
+    costs = truth.cost(cost)
     limit = limit_of(value, truth.full_cost(cost), f"budget {budget!r}")
     is_scored = ~np.isnan(scores)
     allowed = np.flatnonzero(costs <= limit)
@@ -131,6 +138,8 @@ def rank(
 ) -> Ranking:
     """Everything the scores can be held against: correlations, baselines, ceiling, top-k precision, regret.
 
+    Baselines and default budgets of costs that are not known are left out; see `left_out`.
+
     Args:
         scores: score of each width string, higher is better.
         truth: ground truth that holds all of them.
@@ -139,7 +148,7 @@ def rank(
         truth_name: of the truth's file.
 
     Raises:
-        UserError: widths that are not in the truth, or fewer than three.
+        UserError: widths that are not in the truth, or fewer than three; a budget of costs that are not known.
     """
     if len(scores) < 3:
         raise UserError(f"{len(scores)} scored widths cannot be ranked: at least 3 are needed")
@@ -147,12 +156,12 @@ def rank(
     part = truth.subset(rows)
     of_all = np.full(len(truth), np.nan)
     of_all[rows] = list(scores.values())
-    reachable = part.flops.min() / truth.full_cost("flops")
-    budgets = budgets or [budget for budget in DEFAULT_BUDGETS if float(budget.partition("=")[2]) >= reachable]
+    if not budgets and not truth.unknown("flops"):
+        reachable = part.flops.min() / truth.full_cost("flops")
+        budgets = [budget for budget in DEFAULT_BUDGETS if float(budget.partition("=")[2]) >= reachable]
     predictors = {
         "score": np.array(list(scores.values()), dtype=np.float64),
-        "flops": part.flops.astype(np.float64),
-        "params": part.params.astype(np.float64),
+        **{cost: part.cost(cost).astype(np.float64) for cost in COSTS if not part.unknown(cost)},
         "sum_of_widths": part.indices.sum(1).astype(np.float64),
     }
     return Ranking(
@@ -165,3 +174,24 @@ def rank(
         regret=[regret(of_all, truth, budget) for budget in budgets],
         truth=truth_name,
     )
+
+
+def left_out(scores: Iterable[str], truth: GroundTruth, ranking: Ranking) -> list[str]:
+    """What a ranking lacks because neither the truth nor the score file states what the networks cost, a line each.
+
+    Args:
+        scores: the scored width strings.
+        truth: that they were held against.
+        ranking: the result.
+    """
+    part = truth.subset(truth.rows(list(scores), "scores"))
+    missing = [cost for cost in COSTS if part.unknown(cost)]
+    lines = []
+    if missing:
+        lacking = max(part.unknown(cost) for cost in missing)
+        lines.append(f"no baseline {' and '.join(missing)}: not known for {lacking:,} of {len(part):,} scored networks")
+    if truth.unknown("flops") and not ranking.regret:
+        lines.append(
+            f"no regret under default budgets: flops not known for {truth.unknown('flops'):,} of {len(truth):,} networks of the truth"
+        )
+    return lines

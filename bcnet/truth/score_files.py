@@ -1,14 +1,15 @@
 """Score files: ``{"meta": {...}, "costs": {"4432214": [FLOPs, params], ...}, "scores": {"4432214": 0.8731, ...}}``, higher is better.
 
-``costs`` may be missing; where they stand, they tell a truth of another model from the right one.
+``costs`` may be missing; where they stand, they tell a truth of another model from the right one, and stand in for those that a truth
+does not state.
 """
 
-from math import isfinite
 from pathlib import Path
 
 from bcnet.errors import UserError
 from bcnet.files import read_json
 from bcnet.results import ScoreFile
+from bcnet.truth.checks import is_cost, is_number
 from bcnet.truth.ground_truth import GroundTruth
 
 
@@ -23,7 +24,7 @@ def load_scores(path: Path) -> ScoreFile:
     scores = tree.get("scores") if isinstance(tree, dict) else None
     if not isinstance(scores, dict) or not scores:
         raise UserError(f"{path}: has no 'scores'; expected {form}")
-    wrong = [name for name, value in scores.items() if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value)]
+    wrong = [name for name, value in scores.items() if not is_number(value)]
     if wrong:
         raise UserError(
             f"{path}: the score of {wrong[0]!r} is {scores[wrong[0]]!r}, not a finite number ({len(wrong)} of {len(scores)} are wrong)"
@@ -31,21 +32,28 @@ def load_scores(path: Path) -> ScoreFile:
     costs, meta = tree.get("costs", {}), tree.get("meta", {})
     if not isinstance(costs, dict) or not all(isinstance(pair, list) and len(pair) == 2 for pair in costs.values()):
         raise UserError(f"{path}: 'costs' is not of the form {{\"4432214\": [FLOPs, params], ...}}")
+    odd = [name for name, pair in costs.items() if not all(is_cost(value) for value in pair)]
+    if odd:
+        raise UserError(
+            f"{path}: the costs of {odd[0]!r} are {costs[odd[0]]!r}, not two positive integers ({len(odd)} of {len(costs)} are wrong)"
+        )
     return ScoreFile(scores=scores, costs=costs, meta=meta if isinstance(meta, dict) else {})
 
 
 def check_costs_of_scores(file: ScoreFile, path: Path, truth: GroundTruth, where: str) -> None:
-    """Check that the networks of a score file cost what those of the truth do.
+    """Check that the networks of a score file cost what those of the truth do, where the truth states it.
 
     Raises:
         UserError: naming the first offender and the count.
     """
-    known = {name: (f, p) for name, f, p in zip(truth.names, truth.flops.tolist(), truth.params.tolist(), strict=True)}
-    wrong = [name for name, pair in file.costs.items() if name in known and tuple(pair) != known[name]]
+    stated = zip(truth.names, truth.known_flops.tolist(), truth.known_params.tolist(), strict=True)
+    known = {name: (flops, params) for name, flops, params in stated}
+    wrong = [name for name, pair in file.costs.items() if any(k and k != own for k, own in zip(known.get(name, (0, 0)), pair, strict=True))]
     if wrong:
         name = wrong[0]
-        flops, params = file.costs[name]
+        flops, params = (f"{cost:,}" if cost else "unknown" for cost in known[name])
+        own_flops, own_params = file.costs[name]
         raise UserError(
-            f"{where} is of another model than {path}: {name!r} has {known[name][0]:,} FLOPs and {known[name][1]:,} params there, "
-            f"{flops:,} and {params:,} here ({len(wrong)} of {len(file.costs)} differ)"
+            f"{where} is of another model than {path}: {name!r} has {flops} FLOPs and {params} params there, "
+            f"{own_flops:,} and {own_params:,} here ({len(wrong)} of {len(file.costs)} differ)"
         )
