@@ -216,7 +216,7 @@ class Run:
         budgets = self.experiment.parse_budgets(budget_texts)
         scorer = self.scorer
         result = self.experiment.search(scorer, budgets, self.trained.records)
-        accuracies = scorer.read(list(result.scores), metric="accuracy")
+        accuracies = [min(1.0, max(0.0, value)) for value in scorer.read(list(result.scores), metric="accuracy")]  # may be predictions
         rows = {
             widths: EvaluatedWidths(widths=self.space.encode(widths), score=score, accuracy=accuracy, costs=self.costs.all_of(widths))
             for (widths, score), accuracy in zip(result.scores.items(), accuracies, strict=True)

@@ -38,7 +38,10 @@ WidthsOption = Annotated[
 ]
 OneWidth = Annotated[str, typer.Option("--widths", metavar="W", help="One width string.")]
 TruthOption = Annotated[
-    str, typer.Option(metavar="FILE", help="Ground truth, such as Results_MobileNet.json, or channel_bench_digits, which is built in.")
+    str,
+    typer.Option(
+        metavar="FILE", help="Results_MobileNet.json, a CSV of widths and accuracy; or channel_bench_digits, which is built in."
+    ),
 ]
 Say = Callable[..., None]
 
