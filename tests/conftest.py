@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bcnet.cli import main
 from bcnet.config import Config, load_config
 from bcnet.run import Run
 
@@ -16,6 +17,19 @@ QUICK = ("train.epochs=3", "search.evaluations=20", "search.population=8", "retr
 def own_cache(tmp_path_factory, monkeypatch):
     """Decoded images never go to the user's cache folder."""
     monkeypatch.setenv("BCNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def bcnet(capsys):
+    """Runs the command line; returns exit code, output and errors."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture

@@ -9,21 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bcnet.cli import main
 from bcnet.supernet.extract import load_network
 
 QUICK = ["train.epochs=2", "search.evaluations=15", "search.algorithm.population=6", "retrain.epochs=1", "score.calibration_images=64"]
-
-
-@pytest.fixture
-def bcnet(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(a) for a in arguments])
-        out = capsys.readouterr()
-        return int(caught.value.code or 0), out.out, out.err
-
-    return call
 
 
 def refused(result, *words):

@@ -3,23 +3,11 @@ import json
 import pytest
 import torch
 
-from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment
 from bcnet.latency.session import LatencySettings, measure_latency
 from bcnet.run import Run
-
-
-@pytest.fixture
-def bcnet(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(a) for a in arguments])
-        out = capsys.readouterr()
-        return int(caught.value.code or 0), out.out, out.err
-
-    return call
 
 
 def test_a_table_is_measured_and_a_budget_names_it(bcnet, tmp_path):

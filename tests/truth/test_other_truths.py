@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bcnet.cli import main
 from bcnet.errors import UserError
 from bcnet.results import Ranking, read_record
 from bcnet.truth.ground_truth import load_ground_truth
@@ -25,19 +24,6 @@ def write(tmp_path, content, name="truth.json"):
 def csv_of(accuracies, costs=None):
     lines = [f"{name},{acc}" + (",{},{}".format(*costs[name]) if costs else "") for name, acc in accuracies.items()]
     return "\n".join(["widths,accuracy" + (",flops,params" if costs else ""), *lines]) + "\n"
-
-
-@pytest.fixture
-def bcnet(capsys):
-    """Runs the command line; returns exit code, output and errors."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return caught.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 def test_fractions_and_per_cent_in_json_and_csv_are_the_same_truth(tmp_path):
