@@ -150,9 +150,13 @@ def draw_retraining(path: Path, results: dict[str, Sequence[float]]) -> None:
 def draw_ranking(path: Path, scores: npt.NDArray[np.float64], truth: GroundTruth, ranking: Ranking, title: str) -> None:
     """Score against ground truth, and Kendall tau beside the baselines and the ceiling."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 2))
-    scale, unit = _unit(truth.flops.max())
-    dots = left.scatter(scores, truth.mean, c=truth.flops / scale, cmap="viridis", s=max(3, min(20, 6000 / len(scores))), alpha=0.8)
-    figure.colorbar(dots, ax=left, label=f"FLOPs [{unit}]")
+    size = max(3, min(20, 6000 / len(scores)))
+    if truth.unknown("flops"):
+        left.scatter(scores, truth.mean, color=BLUE, s=size, alpha=0.8)
+    else:
+        scale, unit = _unit(truth.flops.max())
+        dots = left.scatter(scores, truth.mean, c=truth.flops / scale, cmap="viridis", s=size, alpha=0.8)
+        figure.colorbar(dots, ax=left, label=f"FLOPs [{unit}]")
     left.set(xlabel="score", ylabel="true accuracy [%]", title=title)
     left.locator_params(axis="x", nbins=6)  # small negative scores are long words
     _tau_bars(right, ranking)
@@ -253,6 +257,7 @@ def draw_counts(path: Path, counts: dict[str, list[list[int]]], names: Sequence[
 
 def _tau_bars(axes: Axes, ranking: Ranking) -> None:
     names = {"score": "this score", "flops": "FLOPs", "params": "params", "sum_of_widths": "sum of widths"}
+    names = {key: name for key, name in names.items() if key in ranking.predictors}  # without costs that are not known
     for row, key in enumerate(names):
         tau = ranking.predictors[key].kendall
         value, low, high = (np.nan_to_num(part) for part in (tau.value, tau.low, tau.high))

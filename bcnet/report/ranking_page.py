@@ -19,11 +19,7 @@ def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTrut
     """Draw ``ranking.png`` and, where there are networks enough, ``effects.png``; write ``ranking.html``; returns the page's path."""
     part = truth.subset(truth.rows(list(scores), scores_name))
     values = np.array(list(scores.values()))
-    if part.unknown("flops") or part.unknown("params"):
-        pictured = {"this score": values, "sum of widths": part.indices.sum(1).astype(np.float64)}
-        plots.draw_scatters(folder / "ranking.png", pictured, part.mean)
-    else:
-        plots.draw_ranking(folder / "ranking.png", values, part, ranking, f"{len(scores):,} networks")
+    plots.draw_ranking(folder / "ranking.png", values, part, ranking, f"{len(scores):,} networks")
     lead = f"{scores_name} against {ranking.truth}: {ranking.num_networks:,} of {ranking.num_in_truth:,} networks."
     page = Page("bcnet: how well do the scores rank?", lead)
     missing = [text(f"{line[0].upper()}{line[1:]}.") for line in left_out(scores, truth, ranking)]
