@@ -39,9 +39,7 @@ WidthsOption = Annotated[
 OneWidth = Annotated[str, typer.Option("--widths", metavar="W", help="One width string.")]
 TruthOption = Annotated[
     str,
-    typer.Option(
-        metavar="FILE", help="Results_MobileNet.json, a CSV of widths and accuracy; or channel_bench_digits, which is built in."
-    ),
+    typer.Option(metavar="FILE", help="Results_MobileNet.json, a CSV of widths and accuracy; or channel_bench_digits, which is built in."),
 ]
 Say = Callable[..., None]
 

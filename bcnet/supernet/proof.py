@@ -20,7 +20,7 @@ from bcnet.models.outputs import logits_of
 from bcnet.models.shortcut import IdentityOr
 from bcnet.space.trace import Choices, Tracing
 from bcnet.space.widths import SIDES, Side, Space, Widths
-from bcnet.supernet.layers import Slices, make_plain
+from bcnet.supernet.layers import Slices, fuse_relus, make_plain
 from bcnet.supernet.supernet import Supernet
 
 MIXED = "channels are mixed or reordered on the way"
@@ -226,11 +226,9 @@ class _Bench:
 
     def trained(self, widths: Widths, side: Side) -> float:
         """One step of training, sliced and extracted: logits and gradients."""
-        if self.dtype == torch.float64:
-            trainee = copy_network(self.supernet)
-        else:  # with the kernels that training uses
-            trainee = Supernet(self.model, self.space, wide=self.wide)
-            trainee.load_state_dict(self.supernet.state_dict())
+        trainee = copy_network(self.supernet)
+        if self.dtype != torch.float64:  # with the kernels that training uses
+            fuse_relus(trainee.net)
         to_device(trainee, torch.device("cpu")).train()
         trainee.set_active_subnet(widths, side)
         plain = to_device(trainee.extract(widths, side), torch.device("cpu")).train()
@@ -240,6 +238,7 @@ class _Bench:
             text = f"in training, the sliced network differs from the extracted one by {difference:.1e}"
             return self._in_double("trained", widths, side, text)
         gradients = _gradients(trainee.net, plain)
+        _forget(trainee, plain)
         largest = max((float(own.abs().max()) for _, own in gradients.values() if own is not None and own.numel()), default=0.0)
         for name, (a, b) in gradients.items():
             if a is None or b is None:
@@ -317,6 +316,14 @@ def _run_active(module: nn.Module, sliced: nn.Module, dims: tuple[int, int], ran
         return y.new_zeros(shape).index_copy(dims[1], give, y)
 
     module.forward = forward
+
+
+def _forget(*networks: nn.Module) -> None:
+    """Give back the memory of networks that are done with; something in them may still hold them for a while."""
+    for network in networks:
+        for parameter in network.parameters():
+            parameter.grad = None
+            parameter.data = parameter.new_empty(0)
 
 
 def _stir(supernet: Supernet, generator: torch.Generator) -> None:

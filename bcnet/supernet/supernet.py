@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +125,7 @@ def make_sliceable(net: nn.Module, space: Space, totals: Sequence[int], generato
 
 
 _Kept = list[tuple[slice, slice]]
+_DRAWN_AT_ONCE = 1 << 20  # entries; how many does not change what is drawn
 
 
 def _kept_entries(segments: tuple[Segment, ...], totals: Sequence[int]) -> tuple[_Kept, int]:
@@ -142,8 +144,10 @@ def _widen(tensor: Tensor, dims: Sequence[tuple[_Kept, int]], generator: torch.G
     shape = [size for _, size in dims]
     if list(tensor.shape) == shape:
         return tensor.clone()
-    draw = torch.randint(tensor.numel(), shape, generator=generator)
-    wide = tensor.flatten().index_select(0, draw.flatten().to(tensor.device)).view(shape)
+    flat, wide = tensor.flatten(), tensor.new_empty(shape)
+    for rows in wide.split(max(1, _DRAWN_AT_ONCE // max(1, prod(shape[1:])))):
+        draw = torch.randint(tensor.numel(), (rows.numel(),), generator=generator)
+        rows.copy_(flat.index_select(0, draw.to(tensor.device)).view_as(rows))
     for places in product(*(kept for kept, _ in dims)):
         wide[tuple(new for new, _ in places)] = tensor[tuple(old for _, old in places)]
     return wide
