@@ -192,9 +192,8 @@ class _Bench:
         self.supernet = Supernet(model, space, wide=wide, fuse=False).to(dtype)
         _stir(self.supernet, self.generator)
         self.images = torch.randn(3, *input_shape, generator=self.generator).to(dtype)
-        self.model = model.to(dtype)
         self.shortcuts = [module for module in self.supernet.net.modules() if isinstance(module, IdentityOr)]
-        self.own_shape = _logits(self.model.eval(), self.images[:2]).shape
+        self.own_shape = _logits(model.to(dtype).eval(), self.images[:2]).shape
         self._last: tuple[Widths, Side, Tensor] | None = None
 
     def plain(self) -> "_Bench":
