@@ -71,6 +71,13 @@ def cpu_info(field: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), platform.processor())
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is called; of a GPU where there is none, that."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU"
+    return cpu_info("model name") or "CPU"
+
+
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
     """The autocast context for one forward pass."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()

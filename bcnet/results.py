@@ -189,8 +189,6 @@ class TogetherRecord(Record):
 
     together: list[RetrainedWidth]
     """Each of them, split off and tested alone."""
-    alone: dict[str, RetrainedWidth] = {}
-    """Width string -> the same trained alone, as far as it was."""
 
 
 class RetrainedNetwork(Record):

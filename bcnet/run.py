@@ -23,8 +23,8 @@ from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment, with_divisor
 from bcnet.files import read_json, write_json, write_text
-from bcnet.latency.table import device_name
 from bcnet.latency.timing import measure_networks
+from bcnet.machine import device_name
 from bcnet.models.factory import build_model
 from bcnet.results import (
     BudgetRecord,
@@ -348,7 +348,7 @@ class Run:
     def retrain_together(self, widths: Sequence[Widths], seeds: Sequence[int]) -> TogetherRecord:
         """Train several width vectors in one network with batch norms of their own, and split it; over several seeds.
 
-        Images, finished seeds and interruptions as in `retrain`, whose results for the same widths stand beside.
+        Images, finished seeds and interruptions as in `retrain`.
         """
         names = [self.space.encode(one) for one in widths]
         folder = self.folder / "retrain" / "together" / "+".join(names)
@@ -364,11 +364,14 @@ class Run:
             )
             for place, (one, name) in enumerate(zip(widths, names, strict=True))
         ]
-        alone = {str(known.found.widths): known.found for known in self.retrainings() if known.found.widths in names}
-        record = TogetherRecord(together=rows, alone=alone)
+        record = TogetherRecord(together=rows)
         if process_rank() == 0:
             record.write(folder / "together.json")
         return record
+
+    def trained_alone(self) -> dict[str, RetrainedWidth]:
+        """Width string -> what `retrain` found of it, for all that it was asked."""
+        return {str(known.found.widths): known.found for known in self.retrainings()}
 
     def togethers(self) -> list[TogetherRecord]:
         """All width vectors that were trained together so far."""

@@ -99,9 +99,9 @@ def retrain(
 
 def retrain_together(run: "Run", widths: "Sequence[Widths]", seeds: list[int], say: Say) -> None:
     """Train widths in one network and say how each did, beside those that were trained alone."""
-    record = run.retrain_together(widths, seeds)
+    record, known = run.retrain_together(widths, seeds), run.trained_alone()
     for row in record.together:
-        alone = record.alone.get(str(row.widths))
+        alone = known.get(str(row.widths))
         beside = f"; alone {_accuracy(alone.acc)}" if alone else f"; alone: bcnet retrain {run.folder} --widths {row.widths}"
         say(f"{row.widths}: test accuracy {_accuracy(row.acc)} over {plural(len(row.acc), 'seed')}, {human(row.flops)} FLOPs{beside}")
 

@@ -17,8 +17,9 @@ from bcnet.errors import UserError
 from bcnet.latency.blocks import Block, find_blocks
 from bcnet.latency.design import cover_pairs, spread_sample
 from bcnet.latency.fit import MeasuredNetwork, check, fit_layers, fit_line, share_covered, sum_of
-from bcnet.latency.table import FORMAT, LatencyMeta, LatencyNoise, LatencyTable, describe_groups, device_name
+from bcnet.latency.table import FORMAT, LatencyMeta, LatencyNoise, LatencyTable, describe_groups
 from bcnet.latency.timing import Clock, TimedNetwork, clock_of, random_images, visit
+from bcnet.machine import device_name
 from bcnet.models.copying import copy_network
 from bcnet.models.layout import fit_layout, to_device
 from bcnet.progress import ProgressBar

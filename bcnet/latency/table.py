@@ -13,7 +13,7 @@ from pydantic import Field
 from bcnet.errors import UserError
 from bcnet.latency.blocks import Block
 from bcnet.latency.timing import START
-from bcnet.machine import cpu_info
+from bcnet.machine import device_name
 from bcnet.progress import notice
 from bcnet.results import Record, read_record
 from bcnet.space.cost import Cost
@@ -293,13 +293,6 @@ def _note_machine(path: Path, meta: LatencyMeta) -> None:
     here = device_name(torch.device(meta.device_type))
     if (meta.device, meta.torch) != (here, str(torch.__version__)):
         notice(f"{path}: was measured on {meta.device} with torch {meta.torch}; here is {here} with torch {torch.__version__}")
-
-
-def device_name(device: torch.device) -> str:
-    """What a device is called; of a GPU where there is none, that."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU"
-    return cpu_info("model name") or "CPU"
 
 
 def describe_groups(space: Space) -> Mapping[str, list[int]]:

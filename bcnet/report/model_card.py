@@ -7,7 +7,7 @@ from typing import Any
 from bcnet.files import write_text
 from bcnet.results import Speed
 from bcnet.supernet.export import ONNX, PROGRAM
-from bcnet.supernet.extract import DESCRIPTION, WEIGHTS
+from bcnet.supernet.extract import CARD, DESCRIPTION, WEIGHTS
 
 _USES = {
     PROGRAM: """## With PyTorch alone
@@ -75,8 +75,8 @@ def write_model_card(folder: Path, description: Mapping[str, Any]) -> Path:
         "| --- | --- |",
         *(f"| {name} | {count} |" for name, count in description["channels"].items()),
     ]
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
-    return folder / "README.md"
+    write_text(folder / CARD, "\n".join(lines) + "\n")
+    return folder / CARD
 
 
 def _numbers(values: list[float]) -> str:

@@ -11,7 +11,7 @@ from bcnet.formatting import human
 from bcnet.report import plots
 from bcnet.report.page import Page, details, picture, table, text
 from bcnet.report.ranking_page import correlation_parts
-from bcnet.results import EvaluatedWidths, RetrainedWidth, RetrainRecord, SearchRecord, TogetherRecord
+from bcnet.results import EvaluatedWidths, RetrainedWidth, RetrainRecord, SearchRecord
 from bcnet.run import Run
 from bcnet.training.fairness import fairness_sentence
 
@@ -87,8 +87,9 @@ def _add_retraining(page: Page, run: Run) -> None:
 
 def _add_together(page: Page, run: Run) -> None:
     """Width vectors trained in one network, each beside itself alone."""
+    known = run.trained_alone()
     rows = [
-        (row.widths, human(row.flops), len(row.acc), fmean(row.acc), _spread(row.acc), *_alone(record, row))
+        (row.widths, human(row.flops), len(row.acc), fmean(row.acc), _spread(row.acc), *_alone(known.get(str(row.widths))))
         for record in run.togethers()
         for row in record.together
     ]
@@ -98,9 +99,8 @@ def _add_together(page: Page, run: Run) -> None:
         page.section("Trained together", text(lead), table(header, rows))
 
 
-def _alone(record: TogetherRecord, row: RetrainedWidth) -> tuple[object, object]:
-    alone = record.alone.get(str(row.widths))
-    return (fmean(alone.acc), _spread(alone.acc)) if alone else ("-", "-")
+def _alone(row: RetrainedWidth | None) -> tuple[object, object]:
+    return (fmean(row.acc), _spread(row.acc)) if row else ("-", "-")
 
 
 def _add_ranking(page: Page, run: Run) -> None:

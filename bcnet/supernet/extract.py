@@ -15,11 +15,12 @@ from bcnet.errors import UserError, first_line
 from bcnet.files import read_json, write_atomic, write_json
 from bcnet.models.factory import build_model
 from bcnet.models.shortcut import drop_unused_bodies
+from bcnet.supernet.export import FORMATS
 from bcnet.supernet.layers import SIZE_NAMES
 
 FORMAT = "bcnet-network-1"
 WEIGHTS, DESCRIPTION = "network.safetensors", "network.json"
-MADE_FROM_IT = ("network.pt2", "network.onnx", "README.md")  # what others write beside them
+CARD = "README.md"
 _KEY = "bcnet"
 
 
@@ -35,7 +36,7 @@ def save_network(folder: Path, network: nn.Module, description: dict[str, Any]) 
     sizes = {name: own for name, module in network.named_modules() if (own := _sizes(module))}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     whole = {"format": FORMAT} | description | {"layers": sizes}
-    for name in MADE_FROM_IT:
+    for name in (*FORMATS.values(), CARD):  # of another network, if there is one
         (folder / name).unlink(missing_ok=True)
     write_atomic(folder / WEIGHTS, lambda temporary: temporary.write_bytes(save(tensors, {_KEY: json.dumps(whole)})))
     write_json(folder / DESCRIPTION, whole)

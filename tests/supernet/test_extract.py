@@ -1,6 +1,7 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from bcnet.errors import UserError
 from bcnet.models.digits import DigitsResNet
@@ -27,6 +28,31 @@ def test_a_saved_network_loads_without_the_supernet(saved):
         torch.testing.assert_close(loaded(images), network(images))
         assert loaded.blocks[0].conv1[0].out_channels == 12
         assert description["model"] == DESCRIPTION["model"]
+
+
+class Norms(nn.Module):
+    """Layers that keep their sizes under many names."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.group = nn.Conv2d(1, 8, 3), nn.GroupNorm(4, 8)
+        self.b, self.layer, self.slope = nn.Conv2d(8, 12, 3), nn.LayerNorm(12), nn.PReLU(12)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = self.slope(self.b(self.group(self.a(x))))
+        return self.head(self.layer(x.permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+def test_every_kind_of_layer_loads_with_its_size(tmp_path):
+    space = trace(Norms(), (1, 8, 8))
+    network = Supernet(Norms(), space).extract(space.narrowest).eval()
+    save_network(tmp_path, network, DESCRIPTION)
+    loaded, _ = load_network(tmp_path, Norms())
+    images = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(loaded(images), network(images))
+    assert [str(module) for module in loaded.children()] == [str(module) for module in network.children()]
+    assert loaded.layer.normalized_shape == (3,)
 
 
 def test_damaged_or_foreign_files_are_refused(saved):
