@@ -45,7 +45,7 @@ def latency(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once; times are of one batch.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: as many as torch likes]")] = None,
     amp: Annotated[Amp, typer.Option(help="bf16 autocast.")] = Amp.off,
-    seconds_per_network: Annotated[float, typer.Option(min=0.01, help="Time for each network; more is more precise.")] = 1.0,
+    seconds_per_network: Annotated[float, typer.Option(min=0.01, help="Time for each network; more is more precise.")] = 2.0,
     repeats: Annotated[int | None, typer.Option(min=1, help="Passes of each network instead.")] = None,
     networks: Annotated[int, typer.Option(min=2, help="Networks measured layer by layer, at most.")] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of networks.")] = 0,
