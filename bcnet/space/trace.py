@@ -86,6 +86,8 @@ class Tracing:
         self._components = self._channels.components()
         self._dims = _Dims(self._channels, self._components)
         self._modules = dict(self._model.named_modules())
+        for parameter in self._model.parameters():  # from here on only shapes are asked for
+            parameter.data = parameter.new_zeros(()).expand(parameter.shape)
 
     def _watch(self, *, training: bool, counting: bool = False, factor: float = 1.0) -> None:
         count = 2 if training else 1

@@ -6,7 +6,7 @@ parameters are zero for inactive channels.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -225,7 +225,14 @@ class _Bench:
 
     def trained(self, widths: Widths, side: Side) -> float:
         """One step of training, sliced and extracted: logits and gradients."""
-        trainee = copy_network(self.supernet)
+        try:
+            return self._trained(widths, side)
+        finally:
+            self.supernet.zero_grad(set_to_none=True)
+
+    def _trained(self, widths: Widths, side: Side) -> float:
+        shared = {id(parameter): parameter for parameter in self.supernet.parameters()}  # a large network has room for one set of weights
+        trainee = copy_network(self.supernet, shared)
         if self.dtype != torch.float64:  # with the kernels that training uses
             fuse_relus(trainee.net)
         to_device(trainee, torch.device("cpu")).train()
@@ -236,10 +243,10 @@ class _Bench:
         if not difference <= 100 * self.tolerance:
             text = f"in training, the sliced network differs from the extracted one by {difference:.1e}"
             return self._in_double("trained", widths, side, text)
-        gradients = _gradients(trainee.net, plain)
-        _forget(trainee, plain)
-        largest = max((float(own.abs().max()) for _, own in gradients.values() if own is not None and own.numel()), default=0.0)
-        for name, (a, b) in gradients.items():
+        own = [parameter.grad for parameter in plain.parameters() if parameter.grad is not None and parameter.numel()]
+        largest = max((float(gradient.abs().max()) for gradient in own), default=0.0)
+        del own
+        for name, a, b in _gradients(trainee.net, plain):
             if a is None or b is None:
                 if a is not b:
                     raise _Differs(f"in training, {name} gets a gradient in the sliced network or in the extracted one, not in both")
@@ -317,14 +324,6 @@ def _run_active(module: nn.Module, sliced: nn.Module, dims: tuple[int, int], ran
     module.forward = forward
 
 
-def _forget(*networks: nn.Module) -> None:
-    """Give back the memory of networks that are done with; something in them may still hold them for a while."""
-    for network in networks:
-        for parameter in network.parameters():
-            parameter.grad = None
-            parameter.data = parameter.new_empty(0)
-
-
 def _stir(supernet: Supernet, generator: torch.Generator) -> None:
     """Draw parameters and statistics that are constant: a factor of zero in front of a block would hide whatever happens in it."""
     with torch.no_grad():
@@ -347,12 +346,12 @@ def _difference(a: Tensor, b: Tensor, least: float = 0.0) -> float:
     """The largest difference of two results, relative to the largest value, which is taken for ``least`` at least."""
     if a.shape != b.shape:
         return float("inf")
-    return float((a - b).abs().max()) / max(float(a.abs().max()), least, 1e-12) if a.numel() else 0.0
+    return float((a - b).abs_().max()) / max(float(a.abs().max()), least, 1e-12) if a.numel() else 0.0
 
 
-def _gradients(sliced: nn.Module, extracted: nn.Module) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+def _gradients(sliced: nn.Module, extracted: nn.Module) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
     """The gradient of every parameter of an extracted network, in the sliced one and in it."""
-    modules, gradients = dict(sliced.named_modules()), {}
+    modules = dict(sliced.named_modules())
     for name, parameter in extracted.named_parameters():
         owner, _, leaf = name.rpartition(".")
         full = modules[owner]._parameters[leaf]
@@ -360,8 +359,7 @@ def _gradients(sliced: nn.Module, extracted: nn.Module) -> dict[str, tuple[Tenso
         slices = getattr(modules[owner], "slices", None)
         if gradient is not None and isinstance(slices, Slices) and slices.holds(leaf):
             gradient = slices.take(leaf, gradient)
-        gradients[name] = gradient, parameter.grad
-    return gradients
+        yield name, gradient, parameter.grad
 
 
 def _learn(network: nn.Module, images: Tensor) -> Tensor:
