@@ -162,6 +162,9 @@ class ScoreConfig(Section):
     those of the full width), or your own as ``package.module:name``. The score is its value or, where less is better, the negative."""
     additive: int | None = Field(None, gt=0)
     """Score this many random widths only, and any others by what each group's width is worth in those (an additive model)."""
+    effects: Literal["concave", "free"] = "concave"
+    """What the additive model may say of a group: ``concave``: its worth never falls with its channels, and each doubling adds no more
+    than the one before; ``free``: anything."""
     calibration_images: int = Field(1024, gt=0)
     """Training images, not augmented, for the BN statistics of the subnet; the same ones for all."""
     max_images: int | None = Field(None, gt=0)

@@ -19,7 +19,7 @@ from bcnet.machine import environment, resolve_device, use_bf16
 from bcnet.models.factory import build_model, default_divisor
 from bcnet.models.layout import keep_contiguous, needs_contiguous
 from bcnet.plugins import find_by_name, import_object
-from bcnet.scoring.additive import LEAST_PER_UNKNOWN
+from bcnet.scoring.additive import least_sample
 from bcnet.scoring.cache import ScoreCache
 from bcnet.scoring.metrics import METRICS, Metric
 from bcnet.scoring.scorer import Scorer
@@ -263,6 +263,7 @@ class Experiment:
             memory_gib=score.memory_gib,
             whole_layers=score.whole_layers,
             sample=self._additive_sample(),
+            concave=score.effects == "concave",
             cache=cache,
         )
 
@@ -271,7 +272,7 @@ class Experiment:
         if count is None:
             return []
         choices = [len(group.choices) for group in groups]
-        least = LEAST_PER_UNKNOWN * sum(choices)
+        least = least_sample(groups, self.config.score.effects == "concave")
         if count < least:
             each = str(choices[0]) if len(set(choices)) == 1 else f"{min(choices)} to {max(choices)}"
             raise UserError(f"score.additive is {count}: {len(groups)} groups of {each} widths each need at least {least} scored ones")

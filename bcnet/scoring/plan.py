@@ -53,6 +53,7 @@ class Step:
         is_norm: whether it is a BN layer.
         keep: whether a step that depends on other groups reads the result, which must then outlive this one.
         in_place: whether it may overwrite its input.
+        body: of which shortcut it is a part that not every subnet has.
     """
 
     node: fx.Node
@@ -64,10 +65,31 @@ class Step:
     is_norm: bool = False
     keep: bool = False
     in_place: bool = False
+    body: "Body | None" = None
 
     def context(self, widths: Widths) -> tuple[int, ...]:
         """The widths that decide the result, but for that of the group it sums over."""
         return tuple(widths[g] for g in sorted(self.depends) if g != self.summed)
+
+
+@dataclass
+class Body:
+    """The body of a `bcnet.models.shortcut.IdentityOr`.
+
+    Attributes:
+        ends: it is no part of subnets in which these two have as many channels.
+        source: number of the step that it reads.
+        last: number of the step that gives its result.
+    """
+
+    ends: tuple[Segment, Segment]
+    source: int
+    last: int
+
+    def is_skipped(self, channels: Sequence[int]) -> bool:
+        """Whether the shortcut is the identity at these channels of every group."""
+        first, second = self.ends
+        return first.entries(channels) == second.entries(channels)
 
 
 @dataclass
@@ -79,12 +101,14 @@ class Plan:
         result: number of the step that gives the logits.
         modules: of the network, by name.
         entries: values per image of every step's result at full width.
+        bodies: by the name of the shortcut.
     """
 
     steps: list[Step]
     result: int
     modules: dict[str, nn.Module]
     entries: list[int] = field(default_factory=list)
+    bodies: dict[str, Body] = field(default_factory=dict)
 
     def dirty(self, changed: frozenset[int], wanted: Iterable[int]) -> list[int]:
         """Steps among those wanted whose results change when the widths of these groups do."""
@@ -111,10 +135,8 @@ def make_plan(supernet: Supernet, input_shape: Sequence[int], *, whole_layers: b
         NotShareable: torch.fx cannot trace the network.
     """
     net = supernet.net
-    if any(isinstance(module, IdentityOr) for module in net.modules()):
-        raise NotShareable("which layers it has depends on the active widths")
     try:
-        graph = operations(net)
+        graph = operations(net, bodies=True)
         shapes = _shapes(net, graph, input_shape)
     except Exception as error:  # whatever a model's forward raises when it is run on proxies
         raise NotShareable(str(error)) from error
@@ -133,6 +155,10 @@ def make_plan(supernet: Supernet, input_shape: Sequence[int], *, whole_layers: b
         plan.steps.append(_follow(node, inputs, plan, layers, shapes, whole_layers))
         shape = shapes[node]
         plan.entries.append(0 if shape is None else torch.Size(shape[1:]).numel())
+    for name, body in plan.bodies.items():
+        if any(step.body is not body and any(plan.steps[n].body is body and n != body.last for n in step.inputs) for step in plan.steps):
+            raise NotShareable(f"{name} is made of more than modules")
+        plan.steps[body.last].inputs += (body.source,)
     _mark_lifetimes(plan)
     return plan
 
@@ -165,13 +191,33 @@ def _follow(
         module = plan.modules[str(node.target)]
         step.is_norm = isinstance(module, BATCH_NORM)
         step.layer = layers.get(str(node.target))
+        step.body = _follow_body(str(node.target), inputs, plan, layers)
     if step.layer is not None:
         _follow_layer(step, sources[0], plan.modules[step.layer.name], len(shapes[node] or ()), whole_layers)
     elif len(groups) == 1 and _is_channelwise(node, sources, plan, shapes):
         (step.group,) = groups
     else:
         step.depends |= groups
+    if step.body is not None:  # what stands in for it has the active channels, too
+        step.depends |= _groups(step.body.ends) | groups
+        step.depends |= _groups(step.layer.outputs) if step.layer is not None else frozenset()
+        step.group = step.summed = None
     return step
+
+
+def _follow_body(target: str, inputs: tuple[int, ...], plan: Plan, layers: dict[str, Layer]) -> Body | None:
+    """The body that a module belongs to, which now ends with it; ``None`` if it is always part of the network."""
+    for name, shortcut in plan.modules.items():
+        if isinstance(shortcut, IdentityOr) and target.startswith(f"{name}."):
+            ends = next((own.skipped_if_equal for layer, own in layers.items() if layer.startswith(f"{name}.")), None)
+            if ends is None:
+                return None
+            if any(step.body is not None and str(step.node.target) == target for step in plan.steps):
+                raise NotShareable(f"{target} runs more than once, and not in every subnet")
+            body = plan.bodies.setdefault(name, Body(ends, inputs[0], 0))
+            body.last = len(plan.steps)
+            return body
+    return None
 
 
 def _follow_layer(step: Step, source: Step, module: nn.Module, ndim: int, whole_layers: bool) -> None:
@@ -238,7 +284,7 @@ def _mark_lifetimes(plan: Plan) -> None:
         step.keep = number == plan.result or step.summed is not None or any(reader.depends != step.depends for reader in readers[number])
         if len(step.inputs) == 1:
             source = plan.steps[step.inputs[0]]
-            step.in_place = source.layer is not None and not source.keep and len(readers[step.inputs[0]]) == 1
+            step.in_place = source.layer is not None and source.body is None and not source.keep and len(readers[step.inputs[0]]) == 1
 
 
 def out_of_place(target: Any) -> Any:

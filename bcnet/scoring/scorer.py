@@ -44,6 +44,7 @@ class Scorer:
         memory_gib: memory for what width vectors share.
         whole_layers: compute every layer at full width for all its uses: faster for a large part of a space.
         sample: evaluate these alone, and score any width vector by an additive model of theirs; empty: evaluate what is asked for.
+        concave: whether the effects of that model are non-decreasing and concave, see `bcnet.scoring.additive`.
         cache: where evaluations are kept.
     """
 
@@ -59,11 +60,13 @@ class Scorer:
         memory_gib: float = 4.0,
         whole_layers: bool = False,
         sample: Sequence[Widths] = (),
+        concave: bool = True,
         cache: ScoreCache | None = None,
     ) -> None:
         self.supernet, self.calibration, self.validation = supernet, calibration, validation
         self.sides, self.metric, self.bf16, self.cache = tuple(sides), metric, bf16, cache
         self.memory_gib, self.whole_layers, self.sample = memory_gib, whole_layers, list(sample)
+        self.concave = concave
         self.metrics = METRICS | {metric.name: metric}
         self.evaluations: dict[str, dict[str, Evaluation]] = {} if cache is None else cache.evaluations
 
@@ -93,7 +96,7 @@ class Scorer:
     def effects(self, *, metric: str | None = None, sides: Sequence[Side] | None = None) -> WidthEffects:
         """The additive model of the sample's scores."""
         values = [self._value(widths, metric, sides) for widths in self.sample]
-        effects = WidthEffects.fit(self.sample, values)
+        effects = WidthEffects.fit(self.sample, values, self.supernet.space.groups if self.concave else None)
         if effects is None:
             raise UserError(f"no additive model can be fitted to {len(values)} scores from {min(values)} to {max(values)}")
         return effects

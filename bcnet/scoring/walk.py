@@ -114,6 +114,8 @@ class Walker:
             active = _channels(table, widths)
             for number, layer in layers:
                 step = self.plan.steps[number]
+                if step.body is not None and step.body.is_skipped(active):
+                    continue
                 full = _entries(layer.outputs, top) if step.group is not None else _entries(layer.outputs, active)
                 inputs = layer.channels_per_group or _entries(layer.inputs, active)
                 alone += layer.positions * layer.kernel * _entries(layer.outputs, active) * inputs
@@ -215,6 +217,8 @@ class _Walk:
 
     def _run(self, number: int, step: Step) -> Any:
         node = step.node
+        if step.body is not None and step.body.is_skipped(self.active):
+            return self._read_cut(step.body.source) if number == step.body.last else None
         if node.op == "placeholder":
             return self.images
         if step.layer is not None:

@@ -15,25 +15,38 @@ class _Tracer(fx.Tracer):
     So are ReLUs, whatever their class: one that BN does already must stay one that does nothing.
     """
 
+    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self._leaves = leaves
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         slices: Any = getattr(m, "slices", None)
         is_layer = slices is not None and (
             slices.layer.kind != "other" or not any(True for child in m.children() for _ in child.parameters())
         )
-        return is_layer or isinstance(m, nn.ReLU | IdentityOr) or super().is_leaf_module(m, module_qualified_name)
+        return is_layer or isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
-def operations(net: nn.Module) -> fx.Graph:
+def operations(net: nn.Module, *, bodies: bool = False) -> fx.Graph:
     """The operations of one forward pass; slimmable layers are operations as a whole.
+
+    Args:
+        net: the network.
+        bodies: follow the body of every `bcnet.models.shortcut.IdentityOr`, as if it were always part of the network.
 
     Raises:
         Exception: whatever the network's forward raises when it is run on placeholders.
         ValueError: it reads a slimmable parameter outside of its layer, and so would only ever use those of the active subnet.
     """
     before = set(vars(net))
+    shortcuts = [module for module in net.modules() if isinstance(module, IdentityOr)] if bodies else []
+    for shortcut in shortcuts:
+        shortcut.forced = False
     try:
-        graph = _Tracer().trace(net)
+        graph = _Tracer((nn.ReLU,) if bodies else (nn.ReLU, IdentityOr)).trace(net)
     finally:
+        for shortcut in shortcuts:
+            shortcut.forced = None
         slices = [name for name in set(vars(net)) - before if isinstance(value := getattr(net, name), Tensor) and not value.is_leaf]
         for name in slices:
             delattr(net, name)

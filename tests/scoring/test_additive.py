@@ -2,6 +2,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from bcnet.commands.score import search_widths
 from bcnet.errors import UserError
@@ -32,6 +33,53 @@ def test_effects_are_those_of_an_additive_truth():
     assert WidthEffects.fit(widths, np.ones(len(widths))) is None
 
 
+def grown_space():
+    counts = ((4, 8, 12, 16), (6, 12), tuple(range(4, 65, 4)))
+    return Space(tuple(Group(f"g{n}", own, smallest=1 + (n == 0)) for n, own in enumerate(counts)))
+
+
+def test_concave_effects_of_a_truth_that_is_concave_are_that_truth():
+    """Of any number of choices per group, from fewer width vectors than there are choices."""
+    space = grown_space()
+    worth = [np.sqrt(np.log(group.counts)) for group in space.groups]
+    sample = balanced_sample(space, 20, seed=0)
+    values = [sum(own[k - 1] for own, k in zip(worth, widths, strict=True)) for widths in sample]
+    model = WidthEffects.fit(sample, values, space.groups)
+    assert model.explained == pytest.approx(1, abs=1e-6)
+    wanted = list(space.enumerate())
+    truth = np.array([sum(own[k - 1] for own, k in zip(worth, widths, strict=True)) for widths in wanted])
+    assert np.abs(model.predict(wanted) - truth).max() < 0.03 * truth.std()  # between choices that were seen it is straight
+    assert np.argwhere(np.isnan(model.effects[0])).tolist() == [[0], *([k] for k in range(4, 16))]  # below k_min, and beyond K
+
+
+def test_concave_effects_are_the_nearest_that_rise_and_bend_down():
+    """Against SciPy's general optimiser, on noise."""
+    space = grown_space()
+    rng = np.random.default_rng(0)
+    sample = balanced_sample(space, 60, seed=1)
+    values = rng.normal(size=60)
+    model = WidthEffects.fit(sample, values, space.groups)
+    for group, effects in zip(space.groups, model.effects, strict=True):
+        own = effects[group.smallest - 1 : group.bins]
+        slopes = np.diff(own) / np.diff(np.log(group.choices))
+        assert (slopes > -1e-9).all() and (np.diff(slopes) < 1e-9).all()
+        assert own.mean() == pytest.approx(0, abs=1e-12)
+    levels = [len(group.choices) for group in space.groups]
+    ends = np.cumsum(levels)
+
+    def predicted(flat):
+        return sum(flat[end - count + np.array(column) - group.smallest]
+                   for end, count, column, group in zip(ends, levels, zip(*sample, strict=True), space.groups, strict=True))  # fmt: skip
+
+    def bends(flat):
+        slopes = [np.diff(part) / np.diff(np.log(g.choices)) for part, g in zip(np.split(flat, ends[:-1]), space.groups, strict=True)]
+        return np.concatenate([np.append(-np.diff(own), own[-1]) for own in slopes])
+
+    best = minimize(lambda flat: np.square(values - predicted(flat)).sum(), np.zeros(ends[-1]), method="SLSQP",
+                    constraints={"type": "ineq", "fun": bends}, options={"maxiter": 500, "ftol": 1e-12})  # fmt: skip
+    assert np.square(values - model.predict(sample)).sum() == pytest.approx(best.fun, rel=1e-5)
+
+
 @pytest.mark.parametrize("count", [25, 200, 1023])
 def test_a_sample_shows_every_width_about_equally_often(count):
     space = Space(tuple(Group.of_bins(f"g{n}", 10, bins=5, min_bins=2) for n in range(5)))
@@ -50,23 +98,28 @@ def test_a_sample_as_large_as_the_space_is_the_space(run):
     assert balanced_sample(run.space, 1024, seed=0) == balanced_sample(run.space, 5000, seed=1) == list(run.space.enumerate())
 
 
-def test_additive_scores_are_the_model_of_the_samples_scores(run):
-    chosen = Run.open(run.folder, ["score.additive=120"])
+@pytest.mark.parametrize("effects", ["concave", "free"])
+def test_additive_scores_are_the_model_of_the_samples_scores(run, effects):
+    groups = run.space.groups if effects == "concave" else None
+    chosen = Run.open(run.folder, ["score.additive=120", f"score.effects={effects}"])
     scorer = chosen.scorer
     wanted = list(run.space.enumerate())
     found = scorer.score_many(wanted)
     assert set(scorer.evaluations) == {run.space.encode(widths) for widths in scorer.sample}  # and nothing else was evaluated
     exact = run.scorer.score_many(scorer.sample)
-    model = WidthEffects.fit(scorer.sample, [exact[widths] for widths in scorer.sample])
+    model = WidthEffects.fit(scorer.sample, [exact[widths] for widths in scorer.sample], groups)
     np.testing.assert_allclose([found[widths] for widths in wanted], model.predict(wanted))
     accuracies = run.scorer.read(scorer.sample, metric="accuracy", sides=["left"])
     predicted = scorer.read(wanted, metric="accuracy", sides=["left"])
-    np.testing.assert_allclose(predicted, WidthEffects.fit(scorer.sample, accuracies).predict(wanted))
+    np.testing.assert_allclose(predicted, WidthEffects.fit(scorer.sample, accuracies, groups).predict(wanted))
 
 
 def test_a_sample_too_small_for_its_unknowns_is_refused(run):
-    with pytest.raises(UserError, match=r"score\.additive is 39: 5 groups of 4 widths each need at least 40 scored ones"):
-        _ = Run.open(run.folder, ["score.additive=39"]).scorer
+    for effects, least in (("free", 40), ("concave", 10)):
+        with pytest.raises(
+            UserError, match=rf"score\.additive is {least - 1}: 5 groups of 4 widths each need at least {least} scored ones"
+        ):
+            _ = Run.open(run.folder, [f"score.additive={least - 1}", f"score.effects={effects}"]).scorer
 
 
 def test_a_search_by_additive_scores_says_so_and_finds_their_best(run, capsys):

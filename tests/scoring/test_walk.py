@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from bcnet.models.channel_bench import MobileNet, ResNet
+from bcnet.models.cifar import ResNet20
 from bcnet.models.digits import DigitsResNet
 from bcnet.models.factory import build_model
+from bcnet.models.shortcut import IdentityOr
 from bcnet.scoring import scorer
 from bcnet.scoring.evaluate import evaluate
 from bcnet.scoring.plan import NotShareable
@@ -40,7 +42,29 @@ class Plus(nn.Module):
         return self.head(nn.functional.max_pool2d(self.four(both), 1).flatten(1))
 
 
+class Shortcuts(nn.Module):
+    """What a shortcut hands on, as it is or projected, is read more than once; a body with a pool; one that is called twice."""
+
+    def __init__(self, twice=False):
+        super().__init__()
+        self.twice = twice
+        self.first, self.inner = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        body = nn.AvgPool2d(3, 1, 1), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.shortcut = IdentityOr(nn.Sequential(*body))
+        self.relu, self.last = nn.ReLU(inplace=True), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.shortcut(x)
+        z = self.inner(x)
+        z += y
+        z = self.relu(z) * torch.sigmoid(y)
+        return self.last((z + self.shortcut(x) if self.twice else z).mean((2, 3)))
+
+
 MODELS = {
+    "resnet20": (lambda: ResNet20(5), (3, 16, 16)),
+    "shortcuts": (Shortcuts, (3, 8, 8)),
     "digits": (lambda: DigitsResNet(), (1, 8, 8)),
     "mobilenet": (lambda: MobileNet(10, (8, 12, 12, 12, 8, 16, 12)), (3, 16, 16)),
     "resnet": (lambda: ResNet(10, (8, 8, 8, 8, 12, 12, 12)), (3, 16, 16)),
@@ -126,7 +150,10 @@ class Undecided(nn.Module):
         return self.net(x) if x.sum() < 1e9 else self.net(-x)
 
 
-@pytest.mark.parametrize(("make", "words"), [(Undecided, "control flow"), (lambda: Plus(overwrite=True), "other logits")])
+CANNOT = (Undecided, "control flow"), (lambda: Plus(overwrite=True), "other logits"), (lambda: Shortcuts(twice=True), "more than once")
+
+
+@pytest.mark.parametrize(("make", "words"), CANNOT)
 def test_a_network_that_cannot_be_followed_is_refused(make, words):
     model = make()
     with pytest.raises(NotShareable, match=words):
