@@ -163,7 +163,14 @@ class Experiment:
             identity: a string that the checkpoint must carry to be continued.
         """
         config = self.config
-        supernet = Supernet(self.model, self.space, wide=self.strategy.wide, seed=derive_seed(config.seed, STREAM_MODEL, 1))
+        supernet = Supernet(
+            self.model,
+            self.space,
+            wide=self.strategy.wide,
+            seed=derive_seed(config.seed, STREAM_MODEL, 1),
+            switchable_norms=config.train.switchable_norms,
+            switchable_classifier=config.train.switchable_classifier,
+        )
         return Trainer(
             supernet,
             self.data.train_batches("train", config.train.batch_size, config.seed),

@@ -33,9 +33,8 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=5.", show_default=False)
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory made by 'bcnet train'.")]
-WidthsOption = Annotated[
-    str, typer.Option("--widths", metavar="W", help="One width string, a file with one per line, random:N (always the same N), or all.")
-]
+WIDTHS_HELP = "One width string, a file with one per line, full, random:N (always the same N), spread:N (from narrow to wide), or all."
+WidthsOption = Annotated[str, typer.Option("--widths", metavar="W", help=WIDTHS_HELP)]
 OneWidth = Annotated[str, typer.Option("--widths", metavar="W", help="One width string.")]
 TruthOption = Annotated[
     str,
@@ -98,20 +97,20 @@ def finish(run: "Run", say: Say) -> None:
 
 
 def read_widths(text: str, space: "Space") -> "list[Widths]":
-    """Width vectors from ``all``, ``random:N``, a file with one per line, or one width string.
+    """Width vectors from ``all``, ``random:N``, ``spread:N``, a file with one per line, or one width string.
 
     Raises:
         UserError: no such file, a string that is not of the space, more than the space holds or more than a million.
     """
-    if text.startswith("random:"):
-        count = text.removeprefix("random:")
+    sampler, colon, count = text.partition(":")
+    if colon and sampler in ("random", "spread"):
         if not (count.isascii() and count.isdigit()):
             raise UserError(f"--widths {text}: {count!r} is not a number of width vectors")
         if not 0 < int(count) <= min(space.size, MOST_WIDTHS):
             raise UserError(f"--widths {text}: the space has {space.size:,} width vectors, and {MOST_WIDTHS:,} is the most")
-        from bcnet.space.sampling import balanced_sample
+        from bcnet.space.sampling import balanced_sample, spread_sample
 
-        return balanced_sample(space, int(count), seed=0)
+        return (balanced_sample if sampler == "random" else spread_sample)(space, int(count), seed=0)
     if text == "all":
         if space.size > MOST_WIDTHS:
             raise UserError(f"--widths all: {space.summary()}, more than {MOST_WIDTHS:,}; give a file with some of them")
@@ -121,7 +120,22 @@ def read_widths(text: str, space: "Space") -> "list[Widths]":
         return _read_widths_file(path, space)
     if os.sep in text or "." in text:
         raise UserError(f"--widths {text}: no such file")
-    return [space.decode(text)]
+    return [read_width_string(text, space)]
+
+
+def read_width_string(text: str, space: "Space") -> "Widths":
+    """One width vector: ``full``, a width string or, in the space of the ResNet20 channel-search challenge, one of its lists.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    from bcnet.models.cifar import RESNET20_CHOICES, read_resnet20_list
+
+    if text == "full":
+        return space.full
+    if text.count("-") == len(RESNET20_CHOICES) - 1 and tuple(group.choices for group in space.groups) == RESNET20_CHOICES[:-1]:
+        return read_resnet20_list(text)
+    return space.decode(text)
 
 
 def _read_widths_file(path: Path, space: "Space") -> "list[Widths]":
@@ -133,7 +147,7 @@ def _read_widths_file(path: Path, space: "Space") -> "list[Widths]":
     for number, line in enumerate(lines, start=1):
         if line and not line.startswith("#"):
             try:
-                widths.append(space.decode(line))
+                widths.append(read_width_string(line, space))
             except UserError as error:
                 raise UserError(f"{path}, line {number}: {error}") from error
     if not widths:

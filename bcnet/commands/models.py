@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from bcnet.commands.app import app, console, read_widths
+from bcnet.commands.app import WIDTHS_HELP, app, console, read_widths
 from bcnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -208,10 +208,7 @@ def _survey(every: str, input: str | None, out: Path, limit: float) -> None:
     console.print(f"table: {out / 'survey.csv'}, page: {page}")
 
 
-OptionalWidths = Annotated[
-    str | None,
-    typer.Option("--widths", metavar="W", help="One width string, a file with one per line, random:N (always the same N), or all."),
-]
+OptionalWidths = Annotated[str | None, typer.Option("--widths", metavar="W", help=WIDTHS_HELP)]
 ChannelsOption = Annotated[
     str | None,
     typer.Option("--channels", metavar="FILE[:KEY]", help="A JSON list of channel counts, one per layer, such as published networks have."),

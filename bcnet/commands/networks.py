@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import OneWidth, Overrides, RunFolder, Say, app, finish, opened
+from bcnet.commands.app import OneWidth, Overrides, RunFolder, Say, app, finish, opened, read_width_string
 from bcnet.errors import UserError
 from bcnet.formatting import human, plural
 
@@ -40,7 +40,7 @@ def extract(
         _formats(formats, list(FORMATS)) if formats is not None else [form for form in FORMATS if form != "onnx" or onnx_is_installed()]
     )
     with opened(folder, overrides) as (run, say):
-        network, description = run.extract(run.space.decode(widths), out)
+        network, description = run.extract(read_width_string(widths, run.space), out)
         costs = f"{description['flops']:,} FLOPs, {description['params']:,} params"
         accuracy = f"search-validation accuracy {description['val_accuracy']:.2f} % (its left side; scores are of {_both(run)})"
         say(f"{out}: {widths}, {costs}, {accuracy}")
@@ -84,7 +84,7 @@ def retrain(
 ) -> None:
     """Train widths from scratch over several seeds, each beside the uniform width of the same FLOPs."""
     with opened(folder, overrides) as (run, say):
-        wanted = [run.space.decode(one.strip()) for one in widths.split(",")]
+        wanted = [read_width_string(one.strip(), run.space) for one in widths.split(",")]
         if len(set(wanted)) < len(wanted):
             raise UserError(f"--widths {widths!r}: one stands there twice")
         if together and len(wanted) < 2:

@@ -226,14 +226,15 @@ def _follow_layer(step: Step, source: Step, module: nn.Module, ndim: int, whole_
     if layer.kind == "other":
         step.depends |= _groups(layer.inputs) | _groups(layer.outputs)
         return
+    is_switched = module.slices.switched_by is not None  # type: ignore[union-attr]
     if layer.kind == "norm" or layer.channels_per_group:
-        if source.group is not None and _only_group(layer.outputs) == source.group:
+        if not is_switched and source.group is not None and _only_group(layer.outputs) == source.group:
             step.group = source.group
         else:
             step.depends |= _groups(layer.outputs)
         return
     step.depends |= _groups(layer.inputs)
-    if source.group is not None and source.group not in source.depends and module._parameters.get("bias") is None:
+    if not is_switched and source.group is not None and source.group not in source.depends and module._parameters.get("bias") is None:
         step.summed = source.group  # with more of its channels active, those before stay what they were
     step.group = _only_group(layer.outputs) if whole_layers and (layer.kind == "conv" or ndim == 2) else None
     if step.group is None:

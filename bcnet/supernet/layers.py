@@ -30,11 +30,15 @@ class Slices:
     Args:
         layer: how the layer is made of groups.
         totals: channels of every group in the supernet.
+
+    Attributes:
+        switched_by: the group for each of whose widths the layer has parameters of its own, and its channels at these, ascending.
     """
 
     def __init__(self, layer: Layer, totals: Sequence[int]) -> None:
         self.layer = layer
         self.totals = tuple(totals)
+        self.switched_by: tuple[int, tuple[int, ...]] | None = None
         self._tensors = {tensor.name: tensor for tensor in layer.tensors}
         self.select(self.totals, "left")
 
@@ -46,6 +50,7 @@ class Slices:
     def select(self, channels: Sequence[int], side: Side, *, inputs: Sequence[int] | None = None) -> None:
         """Make ``channels[g]`` channels of every group active, on the left or the right end; maybe others in the inputs."""
         self._active = channels, side
+        self._switch = channels if inputs is None or self.layer.kind == "norm" else inputs
         self._of_tensor: dict[str, list[_Ranges]] = {}
         self.outputs = self.ranges(self.layer.outputs, channels, side)
         self.inputs = self.ranges(self.layer.inputs, channels if inputs is None else inputs, side)
@@ -93,6 +98,9 @@ class Slices:
 
     def take(self, name: str, tensor: Tensor) -> Tensor:
         """The active part of a parameter or buffer."""
+        if self.switched_by is not None and isinstance(tensor, nn.Parameter):
+            group, counts = self.switched_by
+            tensor = tensor.chunk(len(counts))[counts.index(self._switch[group])]
         return _take(tensor, self.of_tensor(name))
 
     def put_outputs(self, tensor: Tensor, values: Tensor) -> None:
@@ -126,6 +134,26 @@ def make_slimmable(module: nn.Module, layer: Layer, totals: Sequence[int]) -> No
     names = tuple(one.name for one in layer.tensors if any(segment.group is not None for dim in one.dims for segment in dim))
     module.__class__ = _slimmable_class(type(module), names, layer.size)  # type: ignore[arg-type]
     module.slices = Slices(layer, totals)  # type: ignore[assignment]
+
+
+def make_switchable(module: Any, channel_table: Sequence[Sequence[int]]) -> None:
+    """Give a slimmable norm parameters of its own for every width, or a classifier for every width of its input, in place.
+
+    Layers whose channels belong to more than one group keep one set.
+
+    Args:
+        module: the slimmable layer.
+        channel_table: channels at every index, a row per group.
+    """
+    slices: Slices = module.slices
+    dims = slices.layer.outputs if slices.layer.kind == "norm" else slices.layer.inputs
+    if len(dims) != 1 or dims[0].group is None:
+        return
+    slices.switched_by = dims[0].group, tuple(channel_table[dims[0].group][1:])
+    for name in type(module).sliced_tensors:
+        parameter = module._parameters.get(name)
+        if parameter is not None:
+            parameter.data = torch.cat([parameter.detach()] * len(slices.switched_by[1]))
 
 
 def fuse_relus(net: nn.Module) -> None:
@@ -225,7 +253,7 @@ def _slimmable_class(plain: type[nn.Module], tensors: tuple[str, ...], size: str
         if plain.forward is nn.BatchNorm2d.forward:
             members |= {"forward": _norm_forward(plain), "before_relu": False, "rectified": False}
     members |= {name: property(_SIZES[name]) for name in sizes}
-    members["sliced_sizes"] = tuple(sizes)
+    members |= {"sliced_sizes": tuple(sizes), "sliced_tensors": tensors}
     return type(f"Slimmable{plain.__name__}", (plain,), members)
 
 

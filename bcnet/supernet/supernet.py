@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bcnet.models.copying import copy_network
 from bcnet.models.outputs import logits_of
 from bcnet.space.widths import Segment, Side, Space, Widths
-from bcnet.supernet.layers import BATCH_NORM, Slices, fuse_relus, make_plain, make_slimmable
+from bcnet.supernet.layers import BATCH_NORM, Slices, fuse_relus, make_plain, make_slimmable, make_switchable
 
 
 class Supernet(nn.Module):
@@ -26,9 +26,21 @@ class Supernet(nn.Module):
             layer's own initial values, so any initialiser is kept; the first ``K`` bins hold the model's parameters.
         seed: of that draw.
         fuse: let BN layers on the CPU do the ReLU behind them.
+        switchable_norms: give every BN layer scales and shifts of its own for every width (slimmable networks, ICLR 2019).
+        switchable_classifier: give the layers that read a group and give the outputs weights of their own for every width of it.
     """
 
-    def __init__(self, model: nn.Module, space: Space, *, wide: bool = False, seed: int = 0, fuse: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        space: Space,
+        *,
+        wide: bool = False,
+        seed: int = 0,
+        fuse: bool = True,
+        switchable_norms: bool = False,
+        switchable_classifier: bool = False,
+    ) -> None:
         super().__init__()
         self.space = space
         self.wide = wide
@@ -39,6 +51,12 @@ class Supernet(nn.Module):
         for module in self.net.modules():
             if isinstance(module, BATCH_NORM):
                 module.track_running_stats = False
+        for module in self.net.modules():
+            slices = getattr(module, "slices", None)
+            if isinstance(slices, Slices):
+                is_classifier = slices.layer.kind == "linear" and all(segment.group is None for segment in slices.layer.outputs)
+                if (switchable_norms and isinstance(module, BATCH_NORM)) or (switchable_classifier and is_classifier):
+                    make_switchable(module, self.channel_table)
         self.set_active_subnet(space.full, "left")
         if fuse:
             fuse_relus(self.net)

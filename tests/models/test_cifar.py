@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bcnet.commands.app import read_widths
 from bcnet.config import load_config
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment
@@ -202,3 +203,13 @@ def test_widths_that_are_no_networks_are_refused():
 def test_the_shipped_config_wants_the_folder_of_the_images(config):
     with pytest.raises(UserError, match=r"data\.source=cifar100 wants data\.root"):
         _ = Experiment(config).data
+
+
+def test_commands_take_lists_of_the_challenge(space, tmp_path):
+    (tmp_path / "lists.txt").write_text(f"{FULL}\n# the narrowest\n{'-'.join(['4'] * 20)}\n")
+    assert read_widths(str(tmp_path / "lists.txt"), space) == [space.full, space.narrowest]
+    assert read_widths(FULL, space) == read_widths("full", space) == [space.full]
+    with pytest.raises(UserError, match="'5' at place 1 is not one of its choices"):
+        read_widths(f"5{FULL[2:]}", space)
+    with pytest.raises(UserError, match="18 indices: this space wants 19 indices"):
+        read_widths("-".join(["4"] * 18), space)

@@ -6,6 +6,7 @@ from torch import nn
 from bcnet.kernels.library import library
 from bcnet.models.channel_bench import MOBILENET_CHANNELS, RESNET_CHANNELS, MobileNet, ResNet
 from bcnet.models.digits import DIGITS_CHANNELS, DigitsResNet
+from bcnet.scoring.walk import Walker
 from bcnet.space.trace import trace
 from bcnet.supernet.supernet import Supernet, narrow
 
@@ -128,3 +129,47 @@ def test_narrow_draws_what_the_initialiser_would_for_that_size():
             bound = (module.in_channels * module.kernel_size[0] ** 2) ** -0.5  # of torch's default initialiser
             assert module.weight.abs().max() <= bound * 1.001, name
             assert module.weight.detach().std() == pytest.approx(bound / 3**0.5, rel=0.1), name
+
+
+@pytest.mark.parametrize("kind", ["norms", "classifier"])
+def test_with_switchable_layers_only_the_parameters_of_the_active_widths_are_trained_and_extracted(kind):
+    torch.manual_seed(0)
+    model = DigitsResNet()
+    space = trace(model, (1, 8, 8))
+    options = {f"switchable_{kind}": True}
+    supernet, plain = Supernet(model, space, wide=True, **options), Supernet(model, space, wide=True)
+    images = torch.randn(4, 1, 8, 8)
+    widths, others = (2, 3, 1, 2, 4), (3, 2, 2, 4, 3)  # no group is as wide in both
+    for one in (widths, others):
+        for net in (supernet, plain):
+            net.train().set_active_subnet(one, "left")
+        torch.testing.assert_close(supernet(images), plain(images))  # all sets begin with the same values
+    before = supernet.extract(others, "left").state_dict()
+    supernet.set_active_subnet(widths, "right")
+    with torch.no_grad():
+        for module in supernet.net.modules():
+            slices = getattr(module, "slices", None)
+            if slices is not None and slices.switched_by is not None:
+                module.weight.normal_()
+    after = supernet.extract(others, "left").state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    changed = supernet.extract(widths, "right").state_dict()
+    own = supernet.extract(widths, "right")
+    own.train()
+    torch.testing.assert_close(supernet(images), own(images), rtol=1e-4, atol=1e-5)
+    untouched = plain.extract(widths, "right").state_dict()
+    name = "stem.1.weight" if kind == "norms" else "classifier.weight"
+    assert not torch.equal(changed[name], untouched[name])
+
+
+@pytest.mark.parametrize("kind", ["norms", "classifier"])
+@pytest.mark.parametrize("whole_layers", [True, False])
+def test_a_walk_reads_the_parameters_of_every_width(kind, whole_layers):
+    torch.manual_seed(0)
+    model = DigitsResNet()
+    space = trace(model, (1, 8, 8))
+    supernet = Supernet(model, space, wide=True, **{f"switchable_{kind}": True})
+    with torch.no_grad():
+        for parameter in supernet.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    Walker(supernet, (1, 8, 8), whole_layers=whole_layers)  # which compares some width vectors with the supernet's own logits

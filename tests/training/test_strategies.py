@@ -1,5 +1,7 @@
 """Every strategy passes the same contract; each has laws of its own."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,30 @@ def test_counts_go_on_from_what_0_1_kept():
 def test_uniform_trains_the_first_bins_most():
     counts = counts_of(make("uniform", space()), range(300)).counts
     assert all((np.diff(own) < 0).all() and own[0] == 300 for own in counts)
+
+
+@pytest.mark.parametrize("where", SPACES)
+def test_strict_fairness_trains_every_choice_equally_often(where):
+    """Within one step where the numbers of choices divide the most; else over a round of any group."""
+    s = SPACES[where]
+    strategy = make("fair", s)
+    passes = [one for step in range(21) for one in strategy.passes(step)]
+    per_step = len(strategy.passes(0))
+    assert per_step == max(len(group.choices) for group in s.groups)
+    for place, group in enumerate(s.groups):
+        choices = len(group.choices)
+        assert [Counter(one.widths[place] for one in passes[start : start + choices]) for start in range(0, 5 * choices, choices)] == [
+            Counter(group.indices)
+        ] * 5
+    assert len({one.widths for one in passes}) > 0.9 * len(passes) or s.size < 10 * len(passes)
+    assert {(one.side, one.weight, one.distilled) for one in passes} == {("left", 1.0, False)}
+
+
+def test_strict_fairness_with_a_teacher_and_other_numbers_of_subnets():
+    teacher, *students = make("fair", space(), num_subnets=3, distilled=True).passes(4)
+    assert teacher.widths == space().full
+    assert not teacher.distilled
+    assert [one.distilled for one in students] == [True] * 3
 
 
 def test_autoslim_trains_the_widest_by_labels_and_teaches_the_rest():
