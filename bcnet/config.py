@@ -169,6 +169,8 @@ class ScoreConfig(Section):
     effects: Literal["concave", "free"] = "concave"
     """What the additive model may say of a group: ``concave``: its worth never falls with its channels, and each doubling adds no more
     than the one before; ``free``: anything."""
+    statistics: Literal["calibrated", "batch"] = "calibrated"
+    """Which BN statistics a subnet is scored with: those of training images, or of every batch of search-validation images."""
     calibration_images: int = Field(1024, gt=0)
     """Training images, not augmented, for the BN statistics of the subnet; the same ones for all."""
     max_images: int | None = Field(None, gt=0)

@@ -270,6 +270,7 @@ class Experiment:
             memory_gib=score.memory_gib,
             whole_layers=score.whole_layers,
             sample=self._additive_sample(),
+            batch_statistics=score.statistics == "batch",
             concave=score.effects == "concave",
             cache=cache,
         )

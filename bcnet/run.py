@@ -188,7 +188,7 @@ class Run:
         supernet = self.trained.trained
         assert isinstance(supernet, Supernet)
         settings = [self.identity, _sha256(self.checkpoint), score.calibration_images, score.max_images, score.batch_size]
-        settings += [self.experiment.bf16, score.whole_layers]
+        settings += [self.experiment.bf16, score.whole_layers, *(["batch"] if score.statistics == "batch" else [])]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         return self.experiment.make_scorer(supernet, ScoreCache(self.folder / "scores" / f"{name}.jsonl"))
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bcnet.data.interfaces import EvalSource
 from bcnet.machine import autocast
 from bcnet.scoring.metrics import METRICS, Metric, Predictions
+from bcnet.supernet.layers import BATCH_NORM
 
 Evaluation = dict[str, float]  # metric -> mean over the images
 
@@ -57,22 +58,37 @@ def evaluate(
     metrics: Sequence[Metric] = tuple(METRICS.values()),
     bf16: bool = False,
     reference: Tensor | None = None,
+    batch_statistics: bool = False,
 ) -> Evaluation:
-    """Every metric of a network in evaluation mode; a reference is what `log_probabilities` gave for another one."""
+    """Every metric of a network in evaluation mode.
+
+    Args:
+        network: whose logits are measured.
+        batches: images.
+        metrics: what to measure.
+        bf16: autocast to bf16.
+        reference: what `log_probabilities` gave for another network.
+        batch_statistics: BN normalises every batch by its own statistics; for supernets, whose running ones stay what they were.
+    """
     totals = Totals(1, metrics, reference, next(network.parameters()).device)
-    for logits, labels in _logits(network, batches, bf16):
+    for logits, labels in _logits(network, batches, bf16, batch_statistics):
         totals.add(logits[None], labels)
         totals.end_batch(len(labels))
     return totals.means()[0]
 
 
-def log_probabilities(network: nn.Module, batches: EvalSource, *, bf16: bool = False) -> Tensor:
-    """What a network predicts in evaluation mode: images x classes, natural logarithm."""
-    return torch.cat([logits.float().log_softmax(1) for logits, _ in _logits(network, batches, bf16)])
+def log_probabilities(network: nn.Module, batches: EvalSource, *, bf16: bool = False, batch_statistics: bool = False) -> Tensor:
+    """What a network predicts in evaluation mode: images x classes, natural logarithm; see `evaluate`."""
+    return torch.cat([logits.float().log_softmax(1) for logits, _ in _logits(network, batches, bf16, batch_statistics)])
 
 
-def _logits(network: nn.Module, batches: EvalSource, bf16: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _logits(network: nn.Module, batches: EvalSource, bf16: bool, batch_statistics: bool) -> Iterator[tuple[Tensor, Tensor]]:
     network.eval()
+    if batch_statistics:
+        for module in network.modules():
+            if isinstance(module, BATCH_NORM):
+                assert not module.track_running_stats
+                module.train()
     device = next(network.parameters()).device
     with torch.no_grad():
         for images, labels in batches:

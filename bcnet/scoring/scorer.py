@@ -44,6 +44,7 @@ class Scorer:
         memory_gib: memory for what width vectors share.
         whole_layers: compute every layer at full width for all its uses: faster for a large part of a space.
         sample: evaluate these alone, and score any width vector by an additive model of theirs; empty: evaluate what is asked for.
+        batch_statistics: score with the BN statistics of every batch of validation images, not with calibrated ones.
         concave: whether the effects of that model are non-decreasing and concave, see `bcnet.scoring.additive`.
         cache: where evaluations are kept.
     """
@@ -60,13 +61,14 @@ class Scorer:
         memory_gib: float = 4.0,
         whole_layers: bool = False,
         sample: Sequence[Widths] = (),
+        batch_statistics: bool = False,
         concave: bool = True,
         cache: ScoreCache | None = None,
     ) -> None:
         self.supernet, self.calibration, self.validation = supernet, calibration, validation
         self.sides, self.metric, self.bf16, self.cache = tuple(sides), metric, bf16, cache
         self.memory_gib, self.whole_layers, self.sample = memory_gib, whole_layers, list(sample)
-        self.concave = concave
+        self.batch_statistics, self.concave = batch_statistics, concave
         self.metrics = METRICS | {metric.name: metric}
         self.evaluations: dict[str, dict[str, Evaluation]] = {} if cache is None else cache.evaluations
 
@@ -176,7 +178,13 @@ class Scorer:
 
             metrics = tuple(self.metrics.values())
             columns[side] = self.walker.evaluate(
-                block, side, self.calibration, self.validation, metrics=metrics, tick=part, reference=self.reference
+                block,
+                side,
+                None if self.batch_statistics else self.calibration,
+                self.validation,
+                metrics=metrics,
+                tick=part,
+                reference=self.reference,
             )
         return [{side: column[row] for side, column in columns.items()} for row in range(len(block))]
 
@@ -186,12 +194,14 @@ class Scorer:
         for side in self.sides:
             self._activate(widths, side)
             metrics = tuple(self.metrics.values())
-            result[side] = evaluate(self.supernet, self.validation, metrics=metrics, bf16=self.bf16, reference=reference)
+            how = {"bf16": self.bf16, "batch_statistics": self.batch_statistics}
+            result[side] = evaluate(self.supernet, self.validation, metrics=metrics, reference=reference, **how)
         return result
 
     def _activate(self, widths: Widths, side: Side) -> None:
         self.supernet.set_active_subnet(widths, side)
-        calibrate(self.supernet, self.calibration, bf16=self.bf16)
+        if not self.batch_statistics:
+            calibrate(self.supernet, self.calibration, bf16=self.bf16)
 
     @cached_property
     def reference(self) -> Tensor:
@@ -199,5 +209,6 @@ class Scorer:
         of_sides = []
         for side in self.sides:
             self._activate(self.supernet.space.full, side)
-            of_sides.append(log_probabilities(self.supernet, self.validation, bf16=self.bf16))
+            how = {"bf16": self.bf16, "batch_statistics": self.batch_statistics}
+            of_sides.append(log_probabilities(self.supernet, self.validation, **how))
         return torch.stack(of_sides).logsumexp(0) - log(len(of_sides))

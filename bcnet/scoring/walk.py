@@ -65,7 +65,7 @@ class Walker:
         self,
         wanted: Sequence[Widths],
         side: Side,
-        calibration: EvalSource,
+        calibration: EvalSource | None,
         validation: EvalSource,
         *,
         metrics: Sequence[Metric] = tuple(METRICS.values()),
@@ -77,17 +77,17 @@ class Walker:
         Args:
             wanted: in lexicographic order, each once.
             side: ``left`` or ``right``.
-            calibration: training images.
+            calibration: training images; ``None``: BN normalises every batch of validation images by its own statistics.
             validation: images to evaluate on.
             metrics: what to measure.
             tick: told which share of the work is done, in 0..1.
             reference: `bcnet.scoring.evaluate.log_probabilities` on the validation images, to measure divergences from.
         """
         device = next(self.supernet.parameters()).device
-        total = len(calibration) + len(validation)
+        total = len(calibration or ()) + len(validation)
         statistics = _Statistics()
         done = 0
-        for images, _ in calibration:
+        for images, _ in calibration or ():
             for _ in self._walk(images, wanted, side, statistics, collect=True):
                 pass
             statistics.batches += 1
@@ -95,7 +95,7 @@ class Walker:
             tick(done / total)
         totals = Totals(len(wanted), metrics, reference, device)
         for images, labels in validation:
-            with closing(self._walk(images, wanted, side, statistics, collect=False)) as logits:
+            with closing(self._walk(images, wanted, side, None if calibration is None else statistics, collect=False)) as logits:
                 for start in range(0, len(wanted), LOGITS_AT_ONCE):
                     totals.add(torch.stack(list(islice(logits, LOGITS_AT_ONCE))), labels, start)
             totals.end_batch(len(images))
@@ -130,14 +130,14 @@ class Walker:
     # The walk ---------------------------------------------------------------------------------------------------------
 
     def _walk(
-        self, images: Tensor, wanted: Sequence[Widths], side: Side, statistics: "_Statistics", *, collect: bool
+        self, images: Tensor, wanted: Sequence[Widths], side: Side, statistics: "_Statistics | None", *, collect: bool
     ) -> Generator[Tensor, None, None]:
-        """Logits of every width vector, or BN statistics only."""
+        """Logits of every width vector, or BN statistics only; without statistics, logits by those of the batch."""
         steps = self.plan.before_norms() if collect else list(range(len(self.plan.steps)))
         walk = _Walk(self.plan, self.supernet, images, side, statistics, collect)
         dirty: dict[frozenset[int], list[int]] = {}
         before: Widths | None = None
-        with torch.no_grad(), _norms(self.plan, collect):
+        with torch.no_grad(), _norms(self.plan, collect or statistics is None, track=statistics is not None):
             for widths in wanted:
                 to_do = steps
                 if before is not None:
@@ -335,14 +335,14 @@ def _write_statistics(norm: Any, mean: Tensor, var: Tensor) -> None:
 
 
 @contextmanager
-def _norms(plan: Plan, collect: bool) -> Iterator[None]:
-    """BN layers either write the statistics of one batch into their buffers, or use what stands there."""
+def _norms(plan: Plan, collect: bool, *, track: bool = True) -> Iterator[None]:
+    """BN layers either go by the statistics of one batch, which they write into their buffers if asked, or use what stands there."""
     norms: list[Any] = [plan.modules[str(step.node.target)] for step in plan.steps if step.is_norm]
     before = [(norm.momentum, norm.track_running_stats) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.track_running_stats = 1.0, True
+        norm.momentum, norm.track_running_stats = 1.0, track
         norm.train(collect)
-        if collect and norm.running_mean is not None:
+        if collect and track and norm.running_mean is not None:
             norm.reset_running_stats()
     try:
         yield

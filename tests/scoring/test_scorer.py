@@ -192,3 +192,13 @@ def test_a_stopped_scoring_loses_no_more_than_a_block_and_blocks_are_short(run, 
     assert blocks == [16, 4, 4]
     assert len(ScoreCache(run.scorer.cache.path).evaluations) == 24
     assert len(Run.open(run.folder).scorer.score_many(list(run.space.enumerate())[:100])) == 100
+
+
+def test_scores_by_the_statistics_of_the_batch_are_the_same_alone_and_together(run, monkeypatch):
+    wanted = [(1, 2, 3, 4, 1), (2, 2, 2, 2, 2), (4, 4, 4, 4, 4)]
+    together = Run.open(run.folder, ["score.statistics=batch"]).scorer
+    # whose cache is another one
+    alone = Run.open(run.folder, ["score.statistics=batch", "score.memory_gib=1e-9", "score.whole_layers=false"]).scorer
+    found, expected = together.score_many(wanted), alone.score_many(wanted)
+    assert [found[widths] for widths in wanted] == pytest.approx([expected[widths] for widths in wanted], rel=1e-4, abs=1e-6)
+    assert found != run.scorer.score_many(wanted)

@@ -127,6 +127,25 @@ def test_a_score_does_not_depend_on_the_company(run, whole_layers):
         assert found == [whole[everything.index(widths)] for widths in part]
 
 
+@pytest.mark.parametrize("name", ["resnet20", "squeeze-excite", "digits"])
+def test_a_walk_by_the_statistics_of_the_batch_gives_what_plain_networks_in_training_mode_give(name):
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = make().apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, nn.Dropout) else None)
+    space = trace(model, shape)
+    supernet = Supernet(model, space, wide=True)
+    walker, validation = Walker(supernet, shape), Batches(shape, 2)
+    wanted = sorted({space.narrowest, space.full, *(space.sample(np.random.default_rng(0)) for _ in range(3))})
+    before = {key: value.clone() for key, value in supernet.state_dict().items()}
+    together = walker.evaluate(wanted, "right", None, validation)
+    assert all(torch.equal(value, before[key]) for key, value in supernet.state_dict().items())
+    for widths, found in zip(wanted, together, strict=True):
+        plain = supernet.extract(widths, "right").train()
+        with torch.no_grad():
+            losses = [nn.functional.cross_entropy(plain(images), labels, reduction="sum") for images, labels in validation]
+        assert found["cross_entropy"] == pytest.approx(float(sum(losses)) / len(validation), rel=1e-5)
+
+
 def test_how_much_a_walk_saves():
     """Deterministic; the benchmark in benchmarks/score.py measures the time."""
     cases = ((MobileNet(), True, 17.43), (MobileNet(), False, 6.89), (ResNet(), True, 7.57), (ResNet(), False, 3.69))
