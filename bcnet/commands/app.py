@@ -108,9 +108,13 @@ def read_widths(text: str, space: "Space") -> "list[Widths]":
             raise UserError(f"--widths {text}: {count!r} is not a number of width vectors")
         if not 0 < int(count) <= min(space.size, MOST_WIDTHS):
             raise UserError(f"--widths {text}: the space has {space.size:,} width vectors, and {MOST_WIDTHS:,} is the most")
+        import numpy as np
+
         from bcnet.space.sampling import balanced_sample, spread_sample
 
-        return (balanced_sample if sampler == "random" else spread_sample)(space, int(count), seed=0)
+        if sampler == "spread":
+            return spread_sample(space, int(count), np.random.default_rng(0))
+        return balanced_sample(space, int(count), seed=0)
     if text == "all":
         if space.size > MOST_WIDTHS:
             raise UserError(f"--widths all: {space.summary()}, more than {MOST_WIDTHS:,}; give a file with some of them")

@@ -3,12 +3,13 @@
 import signal
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bcnet.commands.app import app, console
 from bcnet.commands.models import (
+    Asked,
     BinsOption,
     ClassesOption,
     DivisorOption,
@@ -17,10 +18,18 @@ from bcnet.commands.models import (
     InputOption,
     MinBinsOption,
     ModelName,
-    read_choices,
+    WidenOption,
     read_shape,
+    trace_asked,
 )
 from bcnet.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from bcnet.latency.table import Measured
+    from bcnet.space.widths import Space
 
 
 class Amp(str, Enum):
@@ -28,6 +37,14 @@ class Amp(str, Enum):
 
     off = "off"
     bf16 = "bf16"
+
+
+class Runner(str, Enum):
+    """What runs a network."""
+
+    eager = "eager"
+    compiled = "compiled"
+    onnxruntime = "onnxruntime"
 
 
 @app.command()
@@ -41,14 +58,22 @@ def latency(
     divisor: DivisorOption = None,
     group: GroupOption = None,
     exclude: ExcludeOption = None,
+    widen: WidenOption = 1.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once; times are of one batch.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: as many as torch likes]")] = None,
     amp: Annotated[Amp, typer.Option(help="bf16 autocast.")] = Amp.off,
     seconds_per_network: Annotated[float, typer.Option(min=0.01, help="Time for each network; more is more precise.")] = 2.0,
+    backend: Annotated[
+        Runner, typer.Option(help="What runs whole networks where they are deployed; single layers are timed in PyTorch.")
+    ] = Runner.eager,
     repeats: Annotated[int | None, typer.Option(min=1, help="Passes of each network instead.")] = None,
     networks: Annotated[int, typer.Option(min=2, help="Networks measured layer by layer, at most.")] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of networks.")] = 0,
+    relevel: Annotated[
+        Path | None,
+        typer.Option(metavar="TABLE.json", help="Measure the full network alone, and write this table of before at the level of now."),
+    ] = None,
 ) -> None:
     """Measure how long every layer takes at every pair of widths; the same command goes on where it was stopped."""
     if out.suffix != ".json":
@@ -57,22 +82,24 @@ def latency(
         raise UserError(f"--out {out}: is a folder; give the name of a file, such as {out / 'table.json'}")
     import torch
 
+    from bcnet.latency.backends import check_backend
     from bcnet.latency.session import LatencySettings, measure_latency
-    from bcnet.latency.table import load_latency
+    from bcnet.latency.table import Measured, load_latency
     from bcnet.machine import resolve_device
-    from bcnet.models.factory import build_model, default_divisor
-    from bcnet.supernet.proof import trace
 
     place = resolve_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
+    check_backend(backend.value, place, amp.value)
     shape = read_shape(input, model)
-    plain = build_model(model, num_classes)
-    choices = read_choices(group or ())
-    divisor = divisor or default_divisor(model)
-    space = trace(plain, shape, bins=bins, min_bins=min_bins, divisor=divisor, choices=choices, exclude=exclude or ())
+    plain, space, _ = trace_asked(model, Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), (), widen))
     console.print(f"{model}: {space.summary()}")
-    settings = LatencySettings(model, num_classes, shape, batch_size, amp.value, seconds_per_network, repeats, most=networks, seed=seed)
+    if relevel is not None:
+        _relevel(relevel, out, plain, space, Measured(model, num_classes, shape), place, seconds_per_network)
+        return
+    settings = LatencySettings(
+        *(model, num_classes, shape, batch_size, amp.value, seconds_per_network, repeats), most=networks, seed=seed, backend=backend.value
+    )
     try:
         table = measure_latency(plain, space, settings, device=place, out=out)
     except KeyboardInterrupt:
@@ -88,3 +115,12 @@ def latency(
         console.print("note: on this device widths matter hardly more than the noise; a budget of latency says little")
     budget = f"latency={(table.narrowest_ms + table.full_ms) / 2:.3g}ms"
     console.print(f"table: {out}; a budget such as {budget} wants 'costs=[{out}]'", markup=False)
+
+
+def _relevel(before: Path, out: Path, model: "nn.Module", space: "Space", of: "Measured", device: "torch.device", seconds: float) -> None:
+    from bcnet.latency.relevel import relevel
+
+    table, factor = relevel(before, model, space, of=of, device=device, seconds=seconds)
+    table.write(out)
+    console.print(f"full: {table.full_ms:.4g} ms, {factor:.3f} times as long as when {before} was measured")
+    console.print(f"table: {out}, all times of {before} times {factor:.3f}", markup=False)

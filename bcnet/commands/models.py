@@ -14,7 +14,10 @@ from bcnet.commands.app import WIDTHS_HELP, app, console, read_widths
 from bcnet.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bcnet.space.cost import CostTable
+    from bcnet.space.widths import Space
 
 MODEL_HELP = (
     "channel_bench/mobilenet, channel_bench/resnet, cifar/resnet20, digits/resnet, timm/NAME, torchvision/NAME or package.module:factory."
@@ -46,7 +49,7 @@ WidenOption = Annotated[
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """How to trace a model, as the command line says it."""
 
     input: str | None
@@ -87,11 +90,9 @@ def read_choices(texts: Sequence[str]) -> dict[str, list[int]]:
     return lists
 
 
-def _trace_model(name: str, asked: _Asked) -> "CostTable":
-    from bcnet.experiment import load_cost
-    from bcnet.latency.table import Measured
+def trace_asked(name: str, asked: Asked) -> "tuple[nn.Module, Space, Space | None]":
+    """The plain model, its proven space, and the space of the model before it was widened, if it was."""
     from bcnet.models.factory import build_model, default_divisor
-    from bcnet.space.cost import CostTable
     from bcnet.supernet.proof import trace, trace_for_channels
     from bcnet.supernet.widen import check_factor, widen
 
@@ -104,7 +105,16 @@ def _trace_model(name: str, asked: _Asked) -> "CostTable":
         plain = trace_for_channels(model, shape, exclude=asked.exclude)
         model = widen(model, plain, asked.widen, divisor=divisor)
     space = trace(model, shape, bins=asked.bins, min_bins=asked.min_bins, divisor=divisor, choices=lists, exclude=asked.exclude)
-    of = Measured(name, asked.num_classes, shape)
+    return model, space, plain
+
+
+def _trace_model(name: str, asked: Asked) -> "CostTable":
+    from bcnet.experiment import load_cost
+    from bcnet.latency.table import Measured
+    from bcnet.space.cost import CostTable
+
+    _, space, plain = trace_asked(name, asked)
+    of = Measured(name, asked.num_classes, read_shape(asked.input, name))
     return CostTable(space, [load_cost(cost, space, of) for cost in asked.costs], plain)
 
 
@@ -142,7 +152,7 @@ def space(
     if model is None:
         _survey(str(every), input, out, limit)
         return
-    costs = _trace_model(model, _Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or (), widen))
+    costs = _trace_model(model, Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or (), widen))
     groups = costs.space.groups
     table = Table(box=None, pad_edge=False)
     of_model = ["of the model"] if costs.model is not None else []
@@ -235,7 +245,7 @@ def cost(
     """FLOPs (multiply-adds of one image), params and other costs of width vectors, or of channel counts that need not be choices."""
     if (widths is None) == (channels is None):
         raise UserError("give --widths W, or --channels FILE with a list of channel counts; one of the two")
-    asked = _Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or (), widen)
+    asked = Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or (), widen)
     if channels is not None:
         _refuse(context, _OF_CHOICES, "not for --channels")
         _cost_of_channels(model, asked, channels, as_json)
@@ -256,7 +266,7 @@ def cost(
 _OF_CHOICES = "bins", "min_bins", "divisor", "group", "widen"
 
 
-def _cost_of_channels(name: str, asked: _Asked, file: str, as_json: bool) -> None:
+def _cost_of_channels(name: str, asked: Asked, file: str, as_json: bool) -> None:
     from bcnet.experiment import load_cost
     from bcnet.latency.table import Measured
     from bcnet.models.factory import build_model

@@ -33,16 +33,6 @@ def cover_pairs(space: Space, pairs: Collection[tuple[int, int]], *, times: int,
     return rows
 
 
-def spread_sample(space: Space, count: int, rng: np.random.Generator) -> list[Widths]:
-    """Random width vectors from narrow to wide: around a level that is drawn for each, where uniform ones all lie in the middle."""
-    low, high = np.array(space.narrowest), np.array(space.full)
-    rows = []
-    for level in rng.permutation((np.arange(count) + 0.5) / count):
-        place = np.clip(level + rng.uniform(-0.35, 0.35, len(low)), 0, 1)
-        rows.append(tuple(int(k) for k in np.rint(low + place * (high - low))))
-    return rows
-
-
 class _Cover:
     """How often every pair of indices is still missing."""
 

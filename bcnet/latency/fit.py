@@ -13,6 +13,7 @@ from bcnet.latency.table import LatencyCheck, LayerLatency, block_ms
 from bcnet.space.widths import Space, Widths
 
 SCALES = 0.5, 1.5  # a sum of blocks is the time of a whole pass, but for the stamps taken in it and what caches do
+ANY_SCALE = 0.02, np.inf  # another backend runs the whole pass
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,16 @@ def _fit_terms(terms: npt.NDArray[np.float64], ms: npt.NDArray[np.float64]) -> t
     return const, inputs, outputs, both
 
 
-def fit_line(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
+def fit_line(sums: Sequence[float], measured: Sequence[float], scales: tuple[float, float] = SCALES) -> tuple[float, float]:
     """Overhead and scale with ``measured = overhead + scale * sum``, as medians over pairs of networks (Theil and Sen).
 
-    Pairs that are hardly different are left out: their slope is noise. So is a slope outside of `SCALES`, as networks have whose
+    Pairs that are hardly different are left out: their slope is noise. So is a slope outside of the given scales, as networks have whose
     times hardly depend on their widths; it is cut off there. A line on which networks would take no time becomes a ratio.
     """
     x, y = np.asarray(sums, dtype=np.float64), np.asarray(measured, dtype=np.float64)
     far = 0.05 * (x.max() - x.min())
     slopes = [(y[j] - y[i]) / (x[j] - x[i]) for i, j in combinations(range(len(x)), 2) if abs(x[j] - x[i]) > far]
-    scale = float(np.clip(np.median(slopes), *SCALES)) if slopes else 1.0
+    scale = float(np.clip(np.median(slopes), *scales)) if slopes else 1.0
     overhead = float(np.median(y - scale * x))
     if overhead + scale * x.min() <= 0:
         return 0.0, float(np.median(y / x))

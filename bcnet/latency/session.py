@@ -7,22 +7,24 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
 from bcnet.errors import UserError
+from bcnet.latency.backends import Backend, deploy
 from bcnet.latency.blocks import Block, find_blocks
-from bcnet.latency.design import cover_pairs, spread_sample
-from bcnet.latency.fit import MeasuredNetwork, check, fit_layers, fit_line, share_covered, sum_of
+from bcnet.latency.design import cover_pairs
+from bcnet.latency.fit import ANY_SCALE, SCALES, MeasuredNetwork, check, fit_layers, fit_line, share_covered, sum_of
 from bcnet.latency.table import FORMAT, LatencyMeta, LatencyNoise, LatencyTable, describe_groups
 from bcnet.latency.timing import Clock, TimedNetwork, clock_of, random_images, visit
 from bcnet.machine import device_name
 from bcnet.models.copying import copy_network
 from bcnet.models.layout import fit_layout, to_device
 from bcnet.progress import ProgressBar
+from bcnet.space.sampling import spread_sample
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.supernet import Supernet
 from bcnet.version import __version__
@@ -43,6 +45,7 @@ class LatencySettings:
         amp: autocast.
         seconds: for one network, the reference that runs in turns with it included.
         repeats: passes of each network instead.
+        backend: what runs whole networks; single layers are timed in PyTorch all the same.
         times: how often every pair of widths is measured.
         most: networks measured layer by layer, at most.
         checks: networks measured as a whole to fit overhead and scale, and as many again to check what comes out.
@@ -60,6 +63,7 @@ class LatencySettings:
     most: int = 300
     checks: int = 20
     seed: int = 0
+    backend: Backend = "eager"
 
 
 Kind = Literal["blocks", "fit", "held_out", "full"]
@@ -105,6 +109,7 @@ class LatencySession:
         rng = np.random.default_rng(settings.seed)
         middle = tuple((group.smallest + group.bins + 1) // 2 for group in space.groups)
         self.reference = self._timed(middle)
+        self.deployed_reference = self.reference if settings.backend == "eager" else self._deployed(middle)
         self.middle = middle
         some = [space.full, space.narrowest, *spread_sample(space, 3, rng)]
         self.blocks = find_blocks([self._network(widths) for widths in some], space, self.images)
@@ -148,9 +153,16 @@ class LatencySession:
     def _timed(self, widths: Widths, layers: Sequence[str] = ()) -> TimedNetwork:
         return TimedNetwork(self._network(widths), self.images, self.clock, bf16=self.settings.amp == "bf16", layers=layers)
 
+    def _deployed(self, widths: Widths) -> TimedNetwork:
+        run = deploy(self._network(widths), self.images, self.settings.backend)
+        return TimedNetwork(run, self.images, self.clock, bf16=self.settings.amp == "bf16")
+
     def _measure(self, task: Task) -> dict[str, Any]:
         layers = [block.name for block in self.blocks] if task.kind == "blocks" else []
-        seen = visit(self._timed(task.widths, layers), self.reference, seconds=self.settings.seconds, repeats=self.settings.repeats)
+        subject, reference = (
+            (self._timed(task.widths, layers), self.reference) if layers else (self._deployed(task.widths), self.deployed_reference)
+        )
+        seen = visit(subject, reference, seconds=self.settings.seconds, repeats=self.settings.repeats)
         line = {"kind": task.kind, "widths": self.space.encode(task.widths), "ratio": seen.ratio, "reference_ms": seen.reference_ms}
         return line | {"turns": seen.turns} | ({"blocks": dict(seen.blocks)} if layers else {})
 
@@ -189,18 +201,20 @@ class LatencySession:
 
     def table(self) -> LatencyTable:
         """The table of what was measured."""
-        reference_ms = median(line["reference_ms"] for line in self.lines)
+        levels = self._levels()
         measured: dict[str, list[MeasuredNetwork]] = {}
         for line in self.lines:
-            blocks = {name: ratio * reference_ms for name, ratio in line.get("blocks", {}).items()}
-            network = MeasuredNetwork(self.space.decode(line["widths"]), line["ratio"] * reference_ms, blocks)
+            level = levels[line["kind"]]
+            blocks = {name: ratio * level for name, ratio in line.get("blocks", {}).items()}
+            network = MeasuredNetwork(self.space.decode(line["widths"]), line["ratio"] * level, blocks)
             measured.setdefault(line["kind"], []).append(network)
         layers = fit_layers(self.space, self.blocks, measured["blocks"])
         full = [network.ms for network in measured["full"]]
         narrowest = [network.ms for network in measured["fit"] if network.widths == self.space.narrowest]
-        overhead, scale = fit_line(*self._sums(layers, measured["fit"]))
+        scales = SCALES if self.settings.backend == "eager" else ANY_SCALE
+        overhead, scale = fit_line(*self._sums(layers, measured["fit"]), scales)
         sums, truth = self._sums(layers, measured["held_out"])
-        shares = [line["reference_ms"] / reference_ms for line in self.lines]
+        shares = [line["reference_ms"] / levels[line["kind"]] for line in self.lines]
         low, high = np.quantile(shares, [0.1, 0.9])
         deviations = [abs(ms - median(full)) for ms in full]
         settings = self.settings
@@ -213,6 +227,7 @@ class LatencySession:
             seed=settings.seed,
             seconds_per_network=settings.seconds,
             repeats=settings.repeats,
+            backend=settings.backend,
             date=datetime.now(timezone.utc).date().isoformat(),
             **self._machine(),
         )
@@ -230,11 +245,18 @@ class LatencySession:
             noise=LatencyNoise(
                 repeat=1.4826 * median(deviations) / median(full),
                 drift=float(high - low),
-                reference_ms=reference_ms,
+                reference_ms=levels["full"],
                 reference_widths=self.space.encode(self.middle),
             ),
             held_out=check([overhead + scale * own for own in sums], truth),
         )
+
+    def _levels(self) -> dict[str, float]:
+        """Median time of the reference network that ran in turns with the networks of every kind."""
+        eager = self.settings.backend == "eager"
+        by_layer, whole = ([line for line in self.lines if eager or (line["kind"] == "blocks") == own] for own in (True, False))
+        levels = {own: median(line["reference_ms"] for line in lines) for own, lines in ((True, by_layer), (False, whole))}
+        return {kind: levels[kind == "blocks"] for kind in get_args(Kind)}
 
     def _sums(self, layers: Mapping[str, Any], networks: Sequence[MeasuredNetwork]) -> tuple[list[float], list[float]]:
         sums = [sum_of(self.blocks, layers, self.space.channels(network.widths)) for network in networks]

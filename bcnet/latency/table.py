@@ -62,6 +62,8 @@ class LatencyMeta(Record):
     """Time given to each."""
     repeats: int | None = None
     """Passes of each instead."""
+    backend: Literal["eager", "compiled", "onnxruntime"] = "eager"
+    """What ran the whole networks; layers are always timed in PyTorch, and their sum is fitted to what the backend took."""
 
 
 class LayerLatency(Record):

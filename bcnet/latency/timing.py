@@ -99,7 +99,7 @@ class TimedNetwork:
     """A network whose forward passes are timed, maybe layer by layer.
 
     Args:
-        network: in evaluation mode, on its device.
+        network: in evaluation mode, on its device; or whatever runs one, if no layers are timed.
         images: ``(N, C, H, W)`` on that device, in the network's order in memory.
         clock: takes the time.
         bf16: whether to autocast.
@@ -107,10 +107,12 @@ class TimedNetwork:
             begins or the pass ends, so that blocks add up to the whole.
     """
 
-    def __init__(self, network: nn.Module, images: torch.Tensor, clock: Clock, *, bf16: bool = False, layers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, network: Callable[[torch.Tensor], Any], images: torch.Tensor, clock: Clock, *, bf16: bool = False, layers: Sequence[str] = ()
+    ) -> None:
         self.network, self.images, self.clock, self.bf16 = network, images, clock, bf16
         self._marks: list[tuple[str, Any]] = []
-        modules = dict(network.named_modules())
+        modules = dict(network.named_modules()) if isinstance(network, nn.Module) and layers else {}
         for name in layers:
             if name in modules:
                 modules[name].register_forward_pre_hook(self._mark(name))
@@ -219,7 +221,7 @@ def measure_networks(
     images = random_images(input_shape, batch_size, place)
     with cpu_threads(threads):
         clock = clock_of(place)
-        timed = [TimedNetwork(_ready(module, input_shape, place), images, clock, bf16=bf16) for module in modules]
+        timed = [TimedNetwork(ready(module, input_shape, place), images, clock, bf16=bf16) for module in modules]
         for one in timed:
             for _ in range(WARM_UP):
                 one.run()
@@ -244,7 +246,8 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _ready(module: nn.Module, input_shape: Sequence[int], device: torch.device) -> nn.Module:
+def ready(module: nn.Module, input_shape: Sequence[int], device: torch.device) -> nn.Module:
+    """A copy of a plain network as it is timed: on its device, in the order in memory that it runs in, in evaluation mode."""
     network = copy_network(module).cpu()
     if device.type == "cpu":
         fit_layout(network, tuple(input_shape))

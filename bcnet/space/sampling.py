@@ -27,25 +27,26 @@ def balanced_sample(space: Space, count: int, seed: int) -> list[Widths]:
     return sorted(list(drawn)[:count])
 
 
-def spread_sample(space: Space, count: int, seed: int) -> list[Widths]:
+def spread_sample(space: Space, count: int, rng: np.random.Generator) -> list[Widths]:
     """Different random width vectors, in lexicographic order, whose mean width is spread evenly from the narrowest to the widest.
 
-    Independent widths add up to about the same sum in a space of many groups; these do not. For a share ``u`` drawn uniformly from
-    0..1, every group's place among its choices (0 the narrowest, 1 the widest) is drawn from the exponential family with the mean ``u``.
+    Independent widths add up to about the same sum in a space of many groups; these do not: for each of them every group's place among
+    its choices (0 the narrowest, 1 the widest) is drawn from the exponential family with one mean, and the means lie evenly in 0..1.
 
     Args:
         space: to draw from; all of it, if it is no larger.
         count: how many.
-        seed: of the draw.
+        rng: of the draw.
     """
     if count >= space.size:
         return list(space.enumerate())
-    rng = np.random.default_rng(seed)
     drawn: dict[Widths, None] = {}
     while len(drawn) < count:
-        share = rng.uniform()
-        drawn[tuple(int(rng.choice(group.indices, p=_tilted(len(group.choices), share))) for group in space.groups)] = None
-    return sorted(drawn)
+        for mean in rng.permutation((np.arange(count) + rng.uniform()) / count):
+            probabilities = {choices: _tilted(choices, mean) for choices in {len(group.choices) for group in space.groups}}
+            widths = (rng.choice(group.indices, p=probabilities[len(group.choices)]) for group in space.groups)
+            drawn[tuple(map(int, widths))] = None
+    return sorted(list(drawn)[:count])
 
 
 def _tilted(choices: int, mean: float) -> npt.NDArray[np.float64]:

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from bcnet.latency.design import cover_pairs, spread_sample
+from bcnet.latency.design import cover_pairs
 from bcnet.space.widths import Group, Space
 
 
@@ -26,11 +26,3 @@ def test_it_stops_at_the_most_and_repeats_itself():
     draws = [cover_pairs(space, {(0, 1), (1, 2)}, times=3, most=20, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert len(draws[0]) == 20
     assert draws[0] == draws[1] != draws[2]
-
-
-def test_a_spread_sample_reaches_from_narrow_to_wide():
-    space = Space(tuple(Group(f"g{n}", (1, 2, 3, 4), 2) for n in range(30)))
-    rows = spread_sample(space, 20, np.random.default_rng(0))
-    means = sorted(np.mean(row) for row in rows)
-    assert means[0] < 2.5 and means[-1] > 3.5
-    assert all(2 <= k <= 4 for row in rows for k in row)
