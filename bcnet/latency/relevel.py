@@ -42,7 +42,7 @@ def relevel(
     here = device_name(device)
     if meta.device != here:
         raise UserError(
-            f"{path}: was measured on {meta.device}, and here is {here}: another level is not all that differs; measure it anew"
+            f"{path}: was measured on {meta.device}, and here is {here}: more than the level differs; measure it anew"
         )
     images = random_images(of.input_shape, meta.batch_size, device)
     with cpu_threads(meta.threads if device.type == "cpu" else None):
