@@ -1,0 +1,105 @@
+"""What does it help that effects of widths may only rise, and ever more slowly? Additive models of both kinds, against ground truth.
+
+    python benchmarks/effects.py CONFIG --truth FILE [NAME=SCORES.json ...] [--sizes 100 300] [--draws 8] [--out FILE.md]
+
+Of each file of scores of a whole space, and of the truth itself (whose predictions are held against the networks that were not drawn),
+so many width vectors are drawn at random, additive models are fitted to them, and what they say of all the others is ranked against
+the truth: Kendall's tau, mean and standard deviation over the draws. Size 0 takes every score once.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import kendalltau, pearsonr
+
+from bcnet.config import load_config
+from bcnet.errors import UserError
+from bcnet.files import write_text
+from bcnet.models.cifar import read_resnet20_list
+from bcnet.models.factory import build_model, default_input
+from bcnet.scoring.additive import WidthEffects
+from bcnet.space.widths import Group
+from bcnet.supernet.proof import trace
+from bcnet.truth.ground_truth import GroundTruth, find_truth, load_ground_truth
+from bcnet.truth.score_files import load_scores
+
+KINDS = ("free", "concave")
+Floats = npt.NDArray[np.float64]
+
+
+def main() -> None:
+    """Read the options, fit, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("config")
+    parser.add_argument("scores", nargs="*", metavar="NAME=SCORES.json")
+    parser.add_argument("--truth", required=True)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[0, 300, 100])
+    parser.add_argument("--draws", type=int, default=8)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_intermixed_args()
+    config = load_config(options.config)
+    model, space = config.model.name, config.space
+    plain, choices = build_model(model, 10), dict(space.groups)
+    groups = trace(plain, default_input(model), bins=space.bins, min_bins=space.min_bins, choices=choices, proof=False).groups
+    truth = load_ground_truth(find_truth(options.truth))
+    widths = read_widths(truth, groups)
+    accuracy, rows = truth.mean, []
+    for size in (size for size in options.sizes if size):
+        rows.append(["true accuracies", str(size), *compare(widths, accuracy, accuracy, groups, size, options.draws)])
+    for given in options.scores:
+        name, _, file = given.partition("=")
+        known = load_scores(Path(file)).scores
+        values = np.array([known[one] for one in truth.names])
+        alone = kendalltau(values, accuracy).statistic
+        rows.append([name, "scores as they are", f"{alone:.3f}", ""])
+        for size in options.sizes:
+            rows.append([name, str(size or len(values)), *compare(widths, values, accuracy, groups, size, options.draws)])
+    text = table(rows)
+    print(text)
+    if options.out:
+        write_text(options.out, text + "\n")
+
+
+def read_widths(truth: GroundTruth, groups: Sequence[Group]) -> npt.NDArray[np.int64]:
+    """Width indices of a truth's networks; the lists of the channel-search challenge have one number more than there are groups."""
+    if truth.has_channels:
+        return np.array([read_resnet20_list(name) for name in truth.names])
+    if truth.indices.shape[1] != len(groups):
+        raise UserError(f"the truth has {truth.indices.shape[1]} groups, and the config {len(groups)}")
+    return truth.indices
+
+
+def compare(widths: npt.NDArray[np.int64], values: Floats, truth: Floats, groups: Sequence[Group], size: int, draws: int) -> list[str]:
+    """Tau of what the two kinds of models say; the truth's own are held against those that were not drawn, which also gives Pearson's r."""
+    cells = []
+    for kind in KINDS:
+        taus, correlations = [], []
+        for draw in range(draws if size else 1):
+            order = np.random.default_rng(draw).permutation(len(values))
+            drawn, rest = (order[:size], order[size:]) if size else (order, order)
+            held = rest if values is truth else order
+            model = WidthEffects.fit(widths[drawn], values[drawn], groups if kind == "concave" else None)
+            if model is None or np.isnan(predicted := model.predict(widths[held])).any():
+                continue
+            taus.append(float(kendalltau(predicted, truth[held]).statistic))
+            correlations.append(float(pearsonr(predicted, truth[held]).statistic))
+        if not taus:
+            cells.append("too few")
+            continue
+        spread = f" +- {pstdev(taus):.3f}" if len(taus) > 1 else ""
+        cells.append(f"{fmean(taus):.3f}{spread}" + (f" (r {fmean(correlations):.3f})" if values is truth else ""))
+    return cells
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [["fitted to", "width vectors", *KINDS], ["---"] * 4, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
