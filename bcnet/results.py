@@ -92,6 +92,8 @@ class SearchSettings(Record):
     """Name of the score's metric."""
     additive: int | None = None
     """Width vectors behind the additive model that predicted the scores, if one did."""
+    anchors: int = 0
+    """Networks whose true accuracies corrected that model; scores are accuracies in per cent then."""
 
     def of_algorithm(self, name: str, default: Any = None) -> Any:
         """A setting of the algorithm."""

@@ -200,7 +200,7 @@ class Run:
         if process_rank() == 0:
             costs = {self.space.encode(w): [self.costs.one(w, cost) for cost in ("flops", "params")] for w in by_widths}
             explained = scorer.effects().explained if scorer.sample else None
-            meta = self.describe() | {"sides": scorer.sides, "explained_by_effects": explained}
+            meta = self.describe() | {"sides": scorer.sides, "explained_by_effects": explained, "anchors": len(scorer.anchors)}
             ScoreFile(scores=scores, costs=costs, meta=meta).write(out)
         return scores
 
@@ -231,6 +231,7 @@ class Run:
                 "cost": result.cost,
                 "metric": self.experiment.metric.name,
                 "additive": self.config.score.additive,
+                "anchors": len(scorer.anchors),
             }
         )
         record = SearchRecord(

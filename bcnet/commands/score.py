@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import Overrides, RunFolder, Say, WidthsOption, app, finish, opened, read_widths
+from bcnet.commands.app import Overrides, RunFolder, Say, WidthsOption, app, finish, opened, read_width_string, read_widths
+from bcnet.errors import UserError
 from bcnet.formatting import human
 
 if TYPE_CHECKING:
     from bcnet.results import EvaluatedWidths, SearchRecord
     from bcnet.run import Run
+
+
+AnchorsOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="True accuracies of some widths (as of 'bcnet truth build'): additive scores are corrected by them."),
+]
 
 
 @app.command()
@@ -20,9 +27,11 @@ def score(
     widths: WidthsOption,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write.  [default: RUN/scores.json]")] = None,
+    anchors: AnchorsOption = None,
 ) -> None:
     """Score width vectors with a trained supernet."""
     with opened(folder, overrides) as (run, say):
+        _take_anchors(run, anchors, say)
         wanted = read_widths(widths, run.space)
         target = out or folder / "scores.json"
         scores = run.score(wanted, target)
@@ -32,7 +41,8 @@ def score(
             explained = run.scorer.effects().explained
             say(f"from what widths are worth in {run.config.score.additive:,} scored ones: an additive model explains {explained:.1%}")
         sides = " and the ".join(run.experiment.strategy.sides)
-        say(f"{len(scores):,} scores ({run.experiment.metric.label}, on the {sides}): {target}")
+        what = f"true accuracy, predicted from {len(run.scorer.anchors):,} anchors and the" if anchors else ""
+        say(f"{len(scores):,} scores ({what or run.experiment.metric.label}{' supernet' if anchors else ''}, on the {sides}): {target}")
 
 
 @app.command()
@@ -54,13 +64,35 @@ def search(
     objective: Annotated[
         str | None, typer.Option(metavar="score|score_and_cost", help="Best score, or a Pareto front.  [default: the run's]")
     ] = None,
+    anchors: AnchorsOption = None,
 ) -> None:
     """Search the best width vector under budgets."""
     options = (("search.algorithm", algorithm), ("search.algorithm.init", init), ("search.algorithm.objective", objective))
     chosen = [*(overrides or ()), *(f"{key}={value}" for key, value in options if value is not None)]
     with opened(folder, chosen) as (run, say):
+        _take_anchors(run, anchors, say)
         search_widths(run, budget or (), say)
         finish(run, say)
+
+
+def _take_anchors(run: "Run", file: str | None, say: Say) -> None:
+    """Let the true accuracies of a file correct the scores.
+
+    Raises:
+        UserError: it holds none of this space's widths, or scores are not additive.
+    """
+    if file is None:
+        return
+    from bcnet.truth.ground_truth import find_truth, load_ground_truth
+
+    if not run.config.score.additive or run.config.score.effects != "concave":
+        raise UserError("--anchors correct an additive model: they want score.additive=N and score.effects=concave")
+    truth = load_ground_truth(find_truth(file))
+    try:
+        run.scorer.anchors = dict(zip((read_width_string(name, run.space) for name in truth.names), truth.mean.tolist(), strict=True))
+    except UserError as error:
+        raise UserError(f"--anchors {file}: {error}") from error
+    say(f"corrected by the true accuracies of {len(run.scorer.anchors):,} networks in {file}")
 
 
 def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord":
@@ -72,7 +104,9 @@ def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord
     flops, params = best.costs["flops"], best.costs["params"]
     share = f"{flops / run.costs.of_model('flops'):.0%} of {run.costs.model_name}"
     words = f"accuracy in the supernet {best.accuracy:.2%}"
-    if settings.metric != "accuracy":
+    if run.scorer.anchors:
+        words = f"predicted true accuracy {min(best.score, 100):.2f} %, {words}"
+    elif settings.metric != "accuracy":
         words = f"{run.experiment.metric.label} {best.score:.4f}, {words}"
     others = "".join(f", {run.costs.written(name, value)} {name}" for name, value in best.costs.items() if name not in ("flops", "params"))
     scored = f"predicted from {settings.additive:,} scored" if settings.additive else "scored"

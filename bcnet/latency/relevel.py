@@ -41,9 +41,7 @@ def relevel(
     meta = table.meta
     here = device_name(device)
     if meta.device != here:
-        raise UserError(
-            f"{path}: was measured on {meta.device}, and here is {here}: more than the level differs; measure it anew"
-        )
+        raise UserError(f"{path}: was measured on {meta.device}, and here is {here}: more than the level differs; measure it anew")
     images = random_images(of.input_shape, meta.batch_size, device)
     with cpu_threads(meta.threads if device.type == "cpu" else None):
         network = ready(model, of.input_shape, device)

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bcnet.errors import UserError
 from bcnet.space.widths import Group
 
 Floats = npt.NDArray[np.float64]
 LEAST_PER_UNKNOWN = 2  # width vectors
+LEAST_ANCHORS = 10
+MOST_FOLDS = 5
+STRENGTHS = tuple(10.0**power for power in np.arange(-4, 2.1, 0.5))  # of a prior, relative to one width vector
 
 
 def least_sample(groups: Sequence[Group], concave: bool) -> int:
@@ -64,33 +68,96 @@ class WidthEffects:
             effects[g, levels - 1] = part
         return _centred(0.0, effects, indices, target)
 
+    def corrected(self, widths: npt.ArrayLike, values: npt.ArrayLike, groups: Sequence[Group]) -> "WidthEffects":
+        """This model on the scale of a few width vectors' true values, and drawn towards those as far as that predicts them better.
+
+        Effects stay non-decreasing and concave. How far is decided by cross-validation: between what is said here, scaled, and what the
+        true values alone would say.
+
+        Args:
+            widths: width indices ``(N, groups)``, the anchors.
+            values: the true value of each ``(N,)``.
+            groups: of the space.
+
+        Raises:
+            UserError: fewer than `LEAST_ANCHORS` of them, or all alike.
+        """
+        indices, target = np.asarray(widths, np.int64), np.asarray(values, np.float64)
+        if len(target) < LEAST_ANCHORS or np.ptp(target) == 0:
+            raise UserError(f"{len(target)} anchors of {len(np.unique(target))} different accuracies: at least {LEAST_ANCHORS} are needed")
+        ramps = _Ramps(groups)
+        columns, prior = ramps.columns(indices), ramps.factors_of(self.effects)
+        folds = np.arange(len(target)) % MOST_FOLDS
+
+        def error(strength: float) -> float:
+            parts = ((folds != fold, folds == fold) for fold in np.unique(folds))
+            fitted = ((_fit_ramps(columns[rest], target[rest], prior, strength), out) for rest, out in parts)
+            return float(sum(np.square(target[out] - mean - columns[out] @ factors).sum() for (mean, factors), out in fitted))
+
+        strength = min(STRENGTHS, key=error)
+        mean, factors = _fit_ramps(columns, target, prior, strength)
+        return _centred(mean, ramps.effects(factors), indices, target)
+
     def predict(self, widths: npt.ArrayLike) -> Floats:
         """Values ``(N,)`` of width indices ``(N, groups)``."""
         return self.mean + _sum_effects(self.effects, np.asarray(widths, np.int64).reshape(-1, len(self.effects)))
 
 
-def _fit_concave(indices: npt.NDArray[np.int64], target: Floats, groups: Sequence[Group]) -> WidthEffects | None:
-    """Effects that are sums, none of them negative, of ramps in the logarithm of the channels, each of which ends at one choice."""
-    from scipy.optimize import nnls  # not needed for training
+class _Ramps:
+    """What non-decreasing concave effects are sums of, none of them negative: ramps in the logarithm of the channels.
 
+    A ramp is 0 at the narrowest choice, rises linearly to 1 at a choice of its own, and is level from there on.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups = groups
+        self.logs = [np.log(np.array(group.choices, np.float64) / group.choices[0]) for group in groups]
+        self.tables = [np.minimum(logs[:, None], logs[None, 1:]) / logs[1:] for logs in self.logs]
+
+    def columns(self, indices: npt.NDArray[np.int64]) -> Floats:
+        """The values of all ramps at width indices ``(N, groups)``."""
+        parts = [table[indices[:, g] - group.smallest] for g, (group, table) in enumerate(zip(self.groups, self.tables, strict=True))]
+        return np.concatenate(parts, 1)
+
+    def effects(self, factors: Floats) -> Floats:
+        """The effects that factors of all ramps make, NaN where an index is no choice."""
+        effects = np.full((len(self.groups), max(group.bins for group in self.groups)), np.nan)
+        parts = np.split(factors, np.cumsum([table.shape[1] for table in self.tables])[:-1])
+        for row, group, table, part in zip(effects, self.groups, self.tables, parts, strict=True):
+            row[group.smallest - 1 : group.bins] = table @ part
+        return effects
+
+    def factors_of(self, effects: Floats) -> Floats:
+        """The factors of ramps that make these effects; what is not concave in them is cut off."""
+        parts = []
+        for row, group, logs in zip(effects, self.groups, self.logs, strict=True):
+            slopes = np.diff(row[group.smallest - 1 : group.bins]) / np.diff(logs)
+            parts.append(logs[1:] * (slopes - np.append(slopes[1:], 0.0)))
+        factors: Floats = np.maximum(np.concatenate(parts), 0.0)
+        return factors
+
+
+def _fit_concave(indices: npt.NDArray[np.int64], target: Floats, groups: Sequence[Group]) -> WidthEffects | None:
     if len(target) < least_sample(groups, concave=True) or np.ptp(target) == 0:
         return None
-    ramps = [_ramps(group) for group in groups]
-    columns = np.concatenate([ramp[indices[:, g] - group.smallest] for g, (group, ramp) in enumerate(zip(groups, ramps, strict=True))], 1)
+    ramps = _Ramps(groups)
+    mean, factors = _fit_ramps(ramps.columns(indices), target)
+    return _centred(mean, ramps.effects(factors), indices, target)
+
+
+def _fit_ramps(columns: Floats, target: Floats, prior: Floats | None = None, strength: float = 0.0) -> tuple[float, Floats]:
+    """The mean and the factors nearest to the values by least squares; those are drawn to a multiple of a prior, which is found, too."""
+    from scipy.optimize import nnls  # not needed for training
+
     centre = columns.mean(0)
-    factors = nnls(columns - centre, target - target.mean(), maxiter=max(1000, 30 * columns.shape[1]))[0]
-    effects = np.full((len(groups), max(group.bins for group in groups)), np.nan)
-    parts = np.split(factors, np.cumsum([ramp.shape[1] for ramp in ramps])[:-1])
-    for row, group, ramp, part in zip(effects, groups, ramps, parts, strict=True):
-        row[group.smallest - 1 : group.bins] = ramp @ part
-    return _centred(float(target.mean() - centre @ factors), effects, indices, target)
-
-
-def _ramps(group: Group) -> Floats:
-    """``(choices, choices - 1)``: from 0 at the narrowest choice, linear in the logarithm up to 1 at the column's choice, then level."""
-    logs = np.log(np.array(group.choices, np.float64))
-    logs -= logs[0]
-    return np.minimum(logs[:, None], logs[None, 1:]) / logs[1:]
+    system, wanted = columns - centre, target - target.mean()
+    if prior is not None:
+        weight = (strength * len(target)) ** 0.5
+        towards = np.column_stack([np.eye(len(prior)), -prior / max(prior.max(), 1e-300)])
+        system = np.vstack([np.column_stack([system, np.zeros(len(system))]), weight * towards])
+        wanted = np.append(wanted, np.zeros(len(prior)))
+    factors: Floats = nnls(system, wanted, maxiter=max(1000, 30 * system.shape[1]))[0][: columns.shape[1]]
+    return float(target.mean() - centre @ factors), factors
 
 
 def _centred(mean: float, effects: Floats, indices: npt.NDArray[np.int64], target: Floats) -> WidthEffects:

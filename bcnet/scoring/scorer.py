@@ -1,7 +1,7 @@
 """Score width vectors with a trained supernet: calibrate, then evaluate on images held out from training."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from math import log
 from statistics import fmean
@@ -47,6 +47,9 @@ class Scorer:
         batch_statistics: score with the BN statistics of every batch of validation images, not with calibrated ones.
         concave: whether the effects of that model are non-decreasing and concave, see `bcnet.scoring.additive`.
         cache: where evaluations are kept.
+
+    Attributes:
+        anchors: true accuracies of some width vectors, by which additive scores are corrected; they become accuracies then.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Scorer:
         self.memory_gib, self.whole_layers, self.sample = memory_gib, whole_layers, list(sample)
         self.batch_statistics, self.concave = batch_statistics, concave
         self.metrics = METRICS | {metric.name: metric}
+        self.anchors: Mapping[Widths, float] = {}
         self.evaluations: dict[str, dict[str, Evaluation]] = {} if cache is None else cache.evaluations
 
     def score(self, widths: Widths) -> float:
@@ -96,11 +100,13 @@ class Scorer:
         return [self._value(widths, metric, sides) for widths in wanted]
 
     def effects(self, *, metric: str | None = None, sides: Sequence[Side] | None = None) -> WidthEffects:
-        """The additive model of the sample's scores."""
+        """The additive model of the sample's scores, corrected by the anchors unless another metric is asked for."""
         values = [self._value(widths, metric, sides) for widths in self.sample]
         effects = WidthEffects.fit(self.sample, values, self.supernet.space.groups if self.concave else None)
         if effects is None:
             raise UserError(f"no additive model can be fitted to {len(values)} scores from {min(values)} to {max(values)}")
+        if self.anchors and metric is None:
+            return effects.corrected(list(self.anchors), list(self.anchors.values()), self.supernet.space.groups)
         return effects
 
     def _value(self, widths: Widths, metric: str | None, sides: Sequence[Side] | None) -> float:

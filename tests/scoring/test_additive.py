@@ -1,3 +1,5 @@
+import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -10,6 +12,7 @@ from bcnet.run import Run
 from bcnet.scoring.additive import WidthEffects
 from bcnet.space.sampling import balanced_sample
 from bcnet.space.widths import Group, Space
+from bcnet.truth.ground_truth import find_truth
 
 
 def test_effects_are_those_of_an_additive_truth():
@@ -78,6 +81,47 @@ def test_concave_effects_are_the_nearest_that_rise_and_bend_down():
     best = minimize(lambda flat: np.square(values - predicted(flat)).sum(), np.zeros(ends[-1]), method="SLSQP",
                     constraints={"type": "ineq", "fun": bends}, options={"maxiter": 500, "ftol": 1e-12})  # fmt: skip
     assert np.square(values - model.predict(sample)).sum() == pytest.approx(best.fun, rel=1e-5)
+
+
+def test_a_few_true_values_correct_what_a_model_says_as_far_as_they_tell():
+    """A model that is right is put on their scale; one that is wrong gives way as they become many."""
+    space = grown_space()
+    rng = np.random.default_rng(0)
+    everything = list(space.enumerate())
+    logs = np.log([space.channels(widths) for widths in everything])
+    right, wrong = logs @ (1, 2, 3), logs @ (3, 0.1, 0.5)
+    truth = 50 + 10 * right
+    for values, counts, least in ((right, (10, 40), 0.999), (wrong, (40,), 0.97)):
+        model = WidthEffects.fit(everything, values, space.groups)
+        for count in counts:
+            drawn = rng.permutation(len(everything))[:count]
+            corrected = model.corrected(np.array(everything)[drawn], truth[drawn] + rng.normal(0, 0.05, count), space.groups)
+            assert np.corrcoef(corrected.predict(everything), truth)[0, 1] > least
+            assert np.abs(corrected.predict(everything) - truth).mean() < 0.25 * truth.std()
+    with pytest.raises(UserError, match="9 anchors of 9 different accuracies: at least 10 are needed"):
+        model.corrected(everything[:9], truth[:9], space.groups)
+
+
+def test_anchors_of_a_file_correct_scores_and_searches(bcnet, run, tmp_path):
+    truth = json.loads(find_truth("channel_bench_digits").read_text())
+    some = {name: truth[name] for name in sorted(truth)[5:-1:60] if name != "meta"}
+    (tmp_path / "anchors.json").write_text(json.dumps(some))
+    out = tmp_path / "scores.json"
+    given = "score.additive=60", "--anchors", tmp_path / "anchors.json"
+    code, printed, err = bcnet("score", run.folder, "--widths", "all", *given, "--out", out)
+    assert code == 0, err
+    assert f"corrected by the true accuracies of {len(some)} networks" in printed
+    scores = json.loads(out.read_text())["scores"]
+    assert len(scores) == 1024
+    assert np.mean([abs(scores[name] - np.mean(entry["acc"])) for name, entry in some.items()]) < 3  # per cent
+    code, printed, err = bcnet("search", run.folder, "search.evaluations=40", *given)
+    assert code == 0, err
+    assert re.search(r"best of \d+ predicted from 60 scored: \d{5}, predicted true accuracy 1?\d\d\.\d\d %", printed)
+    code, _, err = bcnet("score", run.folder, "--widths", "11111", "--anchors", tmp_path / "anchors.json", "--out", out)
+    assert (code, "they want score.additive=N" in err) == (2, True)
+    (tmp_path / "anchors.json").write_text(json.dumps({"1111": some[min(some)]}))
+    code, _, err = bcnet("search", run.folder, *given)
+    assert (code, "anchors.json: widths '1111' have 4 indices" in err) == (2, True)
 
 
 @pytest.mark.parametrize("count", [25, 200, 1023])
