@@ -8,7 +8,7 @@ search.json        what the search found      retrain/          networks trained
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -192,13 +192,14 @@ class Run:
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         return self.experiment.make_scorer(supernet, ScoreCache(self.folder / "scores" / f"{name}.jsonl"))
 
-    def score(self, widths: Sequence[Widths], out: Path) -> dict[str, float]:
-        """Score width vectors and write them as a `bcnet.results.ScoreFile`."""
+    def score(self, widths: Sequence[Widths] | Mapping[str, Widths], out: Path) -> dict[str, float]:
+        """Score width vectors, maybe under names of their own, and write them as a `bcnet.results.ScoreFile`."""
         scorer = self.scorer
-        by_widths = scorer.score_many(widths, "scoring")
-        scores = {self.space.encode(w): value for w, value in by_widths.items()}
+        named = widths if isinstance(widths, Mapping) else {self.space.encode(one): one for one in widths}
+        by_widths = scorer.score_many(dict.fromkeys(named.values()), "scoring")
+        scores = {name: by_widths[one] for name, one in named.items()}
         if process_rank() == 0:
-            costs = {self.space.encode(w): [self.costs.one(w, cost) for cost in ("flops", "params")] for w in by_widths}
+            costs = {name: [self.costs.one(one, cost) for cost in ("flops", "params")] for name, one in named.items()}
             explained = scorer.effects().explained if scorer.sample else None
             meta = self.describe() | {"sides": scorer.sides, "explained_by_effects": explained, "anchors": len(scorer.anchors)}
             ScoreFile(scores=scores, costs=costs, meta=meta).write(out)

@@ -97,7 +97,25 @@ def finish(run: "Run", say: Say) -> None:
 
 
 def read_widths(text: str, space: "Space") -> "list[Widths]":
-    """Width vectors from ``all``, ``random:N``, ``spread:N``, a file with one per line, or one width string.
+    """Different width vectors; see `read_named_widths`."""
+    return list(dict.fromkeys(read_named_widths(text, space).values()))
+
+
+def read_named_widths(text: str, space: "Space") -> "dict[str, Widths]":
+    """Width vectors by their width strings; lists of the ResNet20 channel-search challenge are called what they were called.
+
+    Raises:
+        UserError: see `_read_widths`.
+    """
+    path = Path(text)
+    if ":" not in text and path.is_file():
+        return _read_widths_file(path, space)
+    widths = _read_widths(text, space)
+    return {text: widths[0]} if _is_resnet20_list(text, space) else {space.encode(one): one for one in widths}
+
+
+def _read_widths(text: str, space: "Space") -> "list[Widths]":
+    """Width vectors from ``all``, ``random:N``, ``spread:N``, or one width string.
 
     Raises:
         UserError: no such file, a string that is not of the space, more than the space holds or more than a million.
@@ -119,9 +137,6 @@ def read_widths(text: str, space: "Space") -> "list[Widths]":
         if space.size > MOST_WIDTHS:
             raise UserError(f"--widths all: {space.summary()}, more than {MOST_WIDTHS:,}; give a file with some of them")
         return list(space.enumerate())
-    path = Path(text)
-    if path.is_file():
-        return _read_widths_file(path, space)
     if os.sep in text or "." in text:
         raise UserError(f"--widths {text}: no such file")
     return [read_width_string(text, space)]
@@ -133,27 +148,32 @@ def read_width_string(text: str, space: "Space") -> "Widths":
     Raises:
         UserError: it is none of these.
     """
-    from bcnet.models.cifar import RESNET20_CHOICES, read_resnet20_list
+    from bcnet.models.cifar import read_resnet20_list
 
     if text == "full":
         return space.full
-    if text.count("-") == len(RESNET20_CHOICES) - 1 and tuple(group.choices for group in space.groups) == RESNET20_CHOICES[:-1]:
-        return read_resnet20_list(text)
-    return space.decode(text)
+    return read_resnet20_list(text) if _is_resnet20_list(text, space) else space.decode(text)
 
 
-def _read_widths_file(path: Path, space: "Space") -> "list[Widths]":
+def _is_resnet20_list(text: str, space: "Space") -> bool:
+    from bcnet.models.cifar import RESNET20_CHOICES
+
+    return text.count("-") == len(RESNET20_CHOICES) - 1 and tuple(group.choices for group in space.groups) == RESNET20_CHOICES[:-1]
+
+
+def _read_widths_file(path: Path, space: "Space") -> "dict[str, Widths]":
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--widths {path}: not a text file with one width string per line") from error
-    widths: list[Widths] = []
+    widths: dict[str, Widths] = {}
     for number, line in enumerate(lines, start=1):
         if line and not line.startswith("#"):
             try:
-                widths.append(read_width_string(line, space))
+                one = read_width_string(line, space)
             except UserError as error:
                 raise UserError(f"{path}, line {number}: {error}") from error
+            widths[line if _is_resnet20_list(line, space) else space.encode(one)] = one
     if not widths:
         raise UserError(f"--widths {path}: the file holds no width strings")
-    return list(dict.fromkeys(widths))
+    return widths

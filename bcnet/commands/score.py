@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import Overrides, RunFolder, Say, WidthsOption, app, finish, opened, read_width_string, read_widths
+from bcnet.commands.app import Overrides, RunFolder, Say, WidthsOption, app, finish, opened, read_named_widths, read_width_string
 from bcnet.errors import UserError
 from bcnet.formatting import human
 
@@ -32,7 +32,7 @@ def score(
     """Score width vectors with a trained supernet."""
     with opened(folder, overrides) as (run, say):
         _take_anchors(run, anchors, say)
-        wanted = read_widths(widths, run.space)
+        wanted = read_named_widths(widths, run.space)
         target = out or folder / "scores.json"
         scores = run.score(wanted, target)
         for name, value in sorted(scores.items(), key=lambda item: -item[1])[:10]:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bcnet.commands.app import read_widths
+from bcnet.commands.app import read_named_widths, read_widths
 from bcnet.config import load_config
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment
@@ -209,6 +209,9 @@ def test_commands_take_lists_of_the_challenge(space, tmp_path):
     (tmp_path / "lists.txt").write_text(f"{FULL}\n# the narrowest\n{'-'.join(['4'] * 20)}\n")
     assert read_widths(str(tmp_path / "lists.txt"), space) == [space.full, space.narrowest]
     assert read_widths(FULL, space) == read_widths("full", space) == [space.full]
+    other = FULL.removesuffix("64") + "4"  # the 20th number is not used
+    (tmp_path / "lists.txt").write_text(f"{FULL}\n{other}\n{space.encode(space.full)}\n")
+    assert read_named_widths(str(tmp_path / "lists.txt"), space) == dict.fromkeys((FULL, other, space.encode(space.full)), space.full)
     with pytest.raises(UserError, match="'5' at place 1 is not one of its choices"):
         read_widths(f"5{FULL[2:]}", space)
     with pytest.raises(UserError, match="18 indices: this space wants 19 indices"):
