@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,23 @@ from bcnet.errors import UserError, first_line
 from bcnet.models.channel_bench import MobileNet, ResNet
 from bcnet.models.cifar import ResNet20
 from bcnet.models.digits import DigitsResNet
+from bcnet.models.padded import PaddedResNet
 from bcnet.plugins import import_object
 
 OWN_MODELS: dict[str, Callable[..., nn.Module]] = {
     "channel_bench/mobilenet": MobileNet,
     "channel_bench/resnet": ResNet,
     "cifar/resnet20": ResNet20,
+    "cifar/resnet20_padded": partial(PaddedResNet, depth=20),
+    "cifar/resnet56_padded": partial(PaddedResNet, depth=56),
     "digits/resnet": DigitsResNet,
 }
 DEFAULT_INPUTS = {
     "channel_bench/mobilenet": (3, 32, 32),
     "channel_bench/resnet": (3, 32, 32),
     "cifar/resnet20": (3, 32, 32),
+    "cifar/resnet20_padded": (3, 32, 32),
+    "cifar/resnet56_padded": (3, 32, 32),
     "digits/resnet": (1, 8, 8),
 }
 
