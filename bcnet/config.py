@@ -8,7 +8,7 @@ settings of its own (the strategy, the search algorithm) is a `Named`: its setti
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
@@ -64,6 +64,11 @@ class DataConfig(Section):
     """Pixels of zero padding for random crops."""
     flip: bool = False
     """Random horizontal flips."""
+    mean: list[float] | None = None
+    """Per channel, of images in 0..1: what is subtracted from them; unset: their own mean. Trained weights want
+    those that they were trained with."""
+    std: list[float] | None = None
+    """Per channel, of images in 0..1: what they are divided by; unset: their own standard deviation."""
     resident_gib: float = Field(8.0, ge=0)
     """Data sets up to this size live on the device as one uint8 tensor; larger ones stay in a memory-mapped file."""
     args: dict[str, Any] = {}
@@ -78,6 +83,8 @@ class DataConfig(Section):
         idle = [name for name in self.model_fields_set if getattr(self, name) and self.source not in _SOURCES_WITH.get(name, SOURCES)]
         if idle:
             raise ValueError(f"{idle[0]} does nothing with source={self.source}; leave it out")
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()) or min(self.std or (1.0,)) <= 0:
+            raise ValueError("mean and std go together: as many of one as of the other, all of std above 0")
         return self
 
 
@@ -94,8 +101,21 @@ class ModelConfig(Section):
     pretrained: bool = False
     """Start the supernet from published weights: of timm or torchvision, or whatever a factory of your own with an argument
     ``pretrained`` loads. Retraining is from scratch all the same."""
+    weights: Path | None = None
+    """Start the supernet from trained weights of your own: a ``.pth``, ``.pt``, ``.th`` or ``.safetensors`` file."""
     args: dict[str, Any] = {}
     """Further keyword arguments of the factory."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the supernet starts from trained weights."""
+        return self.pretrained or self.weights is not None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "ModelConfig":
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights are two starts; give one of them")
+        return self
 
 
 class SpaceConfig(Section):
@@ -112,6 +132,9 @@ class SpaceConfig(Section):
     """Choices of single groups, by a pattern of layer names: ``{"blocks.*.conv1": [4, 8, 12, 16]}``; later patterns win."""
     exclude: list[str] = []
     """Patterns of layers whose groups stay whole."""
+    importance: Literal["taylor", "l1", "bn", "off"] | None = None
+    """By what the channels of every group are sorted when the supernet starts from trained weights: what the loss loses without one, to
+    first order (``taylor``), kernels (``l1``), scales of batch norms (``bn``), or not at all (``off``). Unset: ``taylor``."""
     widen: float = Field(1.0, ge=1, le=16)
     """Make the supernet this many times as wide as the model: what is found at the model's own cost may then be wider than the model
     in some layers (AutoSlim: 1.5). Fractions of a cost mean the model as it was; lists in ``groups`` end with the widened counts."""
@@ -119,6 +142,8 @@ class SpaceConfig(Section):
 
 class RecipeConfig(Section):
     """How a network is trained: SGD with momentum, cosine schedule with linear warm-up."""
+
+    newer: ClassVar[tuple[str, ...]] = ("teacher",)  # fields that finished trainings may know nothing of: they trained with the defaults
 
     epochs: float = Field(20, gt=0)
     """Passes over the training images; may be a fraction."""
@@ -142,6 +167,8 @@ class RecipeConfig(Section):
     """Label smoothing of the cross-entropy."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Keep an exponential moving average of the weights, and use it in place of them afterwards."""
+    teacher: Literal["pretrained"] | None = None
+    """Learn from the softmax of the model with its trained weights (``model.pretrained`` or ``model.weights``) instead of the labels."""
 
 
 class TrainConfig(RecipeConfig):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 
@@ -158,8 +158,11 @@ class Speed(Record):
         return f"{beside}: {faster:.2f} times the model's speed with {self.flops:.0%} of its FLOPs ({where})"
 
 
+Start = Literal["scratch", "inherited"]
+
+
 class RetrainedWidth(Record):
-    """Networks of one width, trained from scratch."""
+    """Networks of one width, trained on after the search."""
 
     channels: list[int]
     """Of every group."""
@@ -182,6 +185,8 @@ class RetrainRecord(Record):
     """The width that was asked for."""
     uniform: RetrainedWidth
     """The uniform one."""
+    start: Start = "scratch"
+    """What both began with: fresh weights, or those that the supernet has for them."""
 
 
 class TogetherRecord(Record):

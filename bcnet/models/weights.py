@@ -65,7 +65,7 @@ def read_weights(path: Path) -> State:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: holds Python objects, which are not loaded as they could run code; save model.state_dict() alone"
+            f"{path}: damaged, or holds Python objects, which could run code and are not loaded; save model.state_dict() alone"
         ) from error
     except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{path}: damaged or not a file of weights ({first_line(error)})") from error

@@ -134,7 +134,7 @@ def draw_widths(path: Path, names: Sequence[str], channels: dict[str, Sequence[i
 
 
 def draw_retraining(path: Path, results: dict[str, Sequence[float]]) -> None:
-    """Test accuracy of networks trained from scratch: one dot per seed, mean and standard deviation."""
+    """Test accuracy of networks trained after the search: one dot per seed, mean and standard deviation."""
     figure, axes = plt.subplots(figsize=(6.5, 1.2 + 0.5 * len(results)))
     for row, values in enumerate(results.values()):
         colour = ORANGE if row % 2 else BLUE  # found and uniform widths take turns

@@ -26,6 +26,7 @@ from bcnet.errors import Interrupted, UserError, first_line
 from bcnet.files import remove_leftovers
 from bcnet.kernels.pointwise import safe_convolutions
 from bcnet.machine import autocast, seed_dropout
+from bcnet.models.copying import copy_network
 from bcnet.models.layout import to_device
 from bcnet.models.outputs import logits_of
 from bcnet.progress import ProgressBar
@@ -70,6 +71,7 @@ class Trainer:
         checkpoint_seconds: longest time between two saves.
         identity: a string that a checkpoint must carry to be continued here.
         label: shown beside the progress bar; empty: no bar.
+        teacher: a trained network, from whose softmax every pass learns instead of the labels; it stays as it is.
     """
 
     def __init__(
@@ -87,7 +89,9 @@ class Trainer:
         checkpoint_seconds: float = 60.0,
         identity: str = "",
         label: str = "",
+        teacher: nn.Module | None = None,
     ) -> None:
+        self.teacher = None if teacher is None else to_device(copy_network(teacher), device).eval()
         self.model = to_device(model, device).train()
         self.batches, self.recipe, self.device, self.bf16, self.seed = batches, recipe, device, bf16, seed
         self.passes, self.records, self.label = passes, records, label
@@ -173,7 +177,8 @@ class Trainer:
         passes = self.passes(self.step)
         self.optimizer.zero_grad(set_to_none=False)
         losses: list[Tensor] = []
-        teacher: Tensor | None = None
+        trained = None if self.teacher is None else self._taught(images)
+        teacher = trained
         for number, one in enumerate(passes):
             if one.widths is not None:
                 self.model.set_active_subnet(one.widths, one.side)  # type: ignore[operator]
@@ -181,9 +186,9 @@ class Trainer:
             with _no_sync(replica, number < len(passes) - 1):
                 with autocast(self.device, self.bf16):
                     logits = logits_of(network(images))
-                loss = self._loss(logits.float(), labels, teacher if one.distilled else None)
+                loss = self._loss(logits.float(), labels, teacher if one.distilled else trained)
                 (loss * one.weight).backward()
-            if number == 0:
+            if number == 0 and trained is None:
                 teacher = logits.detach().float().softmax(1)
             losses.append(loss.detach())
         if self.recipe.clip_norm is not None:
@@ -195,6 +200,13 @@ class Trainer:
             self.counts.add(passes)
         self.history.passes += len(passes)
         self._pending.append((passes, losses))
+
+    def _taught(self, images: Tensor) -> Tensor:
+        """What the teacher says of the images: probabilities, images x classes."""
+        assert self.teacher is not None
+        with torch.no_grad(), autocast(self.device, self.bf16):
+            logits = logits_of(self.teacher(images))
+        return logits.float().softmax(1)
 
     def _loss(self, logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
         if teacher is not None:
