@@ -71,6 +71,28 @@ class DataConfig(Section):
     """Per channel, of images in 0..1: what they are divided by; unset: their own standard deviation."""
     resident_gib: float = Field(8.0, ge=0)
     """Data sets up to this size live on the device as one uint8 tensor; larger ones stay in a memory-mapped file."""
+    streaming: bool | None = None
+    """Decode and augment pictures while they are used, in worker processes, instead of decoding all of them once. Unset: where an
+    augmentation below wants it, and for image folders that would be larger than the machine's memory."""
+    resized_crop: tuple[float, float] | None = None
+    """Random-resized crops of this smallest and largest share of the area, such as ``[0.08, 1]``; the result is of ``image_size``."""
+    auto_augment: str | None = None
+    """A policy: timm's ``rand-m9-mstd0.5`` (RandAugment), ``original`` or ``v0`` (AutoAugment), ``3a``, ``augmix-m3``; or ``trivial``
+    (TrivialAugment)."""
+    color_jitter: float = Field(0.0, ge=0)
+    """Strength of random brightness, contrast and saturation."""
+    erase: float = Field(0.0, ge=0, le=1)
+    """Probability that a random rectangle is erased (takes the mean colour)."""
+    cutout: int = Field(0, ge=0)
+    """Side in pixels of a square that is made black at a random place."""
+    mixup: float = Field(0.0, ge=0)
+    """Mixup: parameter of the Beta distribution; 0: none. Together with ``cutmix`` a coin decides for each batch."""
+    cutmix: float = Field(0.0, ge=0)
+    """CutMix: parameter of the Beta distribution; 0: none."""
+    repeats: int = Field(1, ge=1)
+    """Repeated augmentation: how often a picture comes in a batch, differently augmented each time."""
+    crop_fraction: float = Field(1.0, gt=0, le=1)
+    """Of streamed pictures that are not augmented: the central share of the sides that is used."""
     args: dict[str, Any] = {}
     """Settings of a data source of your own."""
 
@@ -85,10 +107,22 @@ class DataConfig(Section):
             raise ValueError(f"{idle[0]} does nothing with source={self.source}; leave it out")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()) or min(self.std or (1.0,)) <= 0:
             raise ValueError("mean and std go together: as many of one as of the other, all of std above 0")
+        wants = self.wants_streaming
+        if self.streaming is False and wants:
+            raise ValueError(f"{wants} wants streaming; leave out streaming=false")
+        if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
+            raise ValueError("resized_crop is the smallest and the largest share of the area, such as [0.08, 1]")
         return self
+
+    @property
+    def wants_streaming(self) -> str:
+        """The first setting that only streamed pictures have, or nothing."""
+        defaults = type(self).model_fields
+        return next((name for name in STREAMED if getattr(self, name) != defaults[name].default), "")
 
 
 SOURCES = ("digits", "cifar10", "cifar100", "imagefolder")
+STREAMED = ("resized_crop", "auto_augment", "color_jitter", "erase", "cutout", "mixup", "cutmix", "repeats", "crop_fraction")
 _SOURCES_WITH = {"root": SOURCES[1:], "download": ("cifar10", "cifar100"), "image_size": ("imagefolder",), "args": ()}
 
 
@@ -222,6 +256,8 @@ class Config(Section):
     """Of everything random: initial weights, split, order, augmentation, widths, search."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes the GPU when there is one."""
+    workers: int | None = Field(None, ge=0)
+    """Processes that decode and augment streamed pictures; unset: one per core, at most 8. They change no numbers."""
     threads: int | None = Field(None, gt=0)
     """CPU threads; unset: as many as torch likes. Small networks want 1: more threads only wait for each other."""
     amp: Literal["auto", "bf16", "off"] = "auto"

@@ -87,7 +87,7 @@ class Experiment:
     @cached_property
     def data(self) -> DataSet:
         """The images."""
-        return load_data(self.config.data, self.config.seed, self.device)
+        return load_data(self.config.data, self.config.seed, self.device, self.config.workers)
 
     def build_model(self, seed: int, *, pretrained: bool = False) -> nn.Module:
         """The plain model, freshly initialised or with trained weights; widened where the config says so."""
