@@ -175,9 +175,13 @@ class SpaceConfig(Section):
 
 
 class RecipeConfig(Section):
-    """How a network is trained: SGD with momentum, cosine schedule with linear warm-up."""
+    """How a network is trained: by default SGD with momentum, cosine schedule with linear warm-up."""
 
-    newer: ClassVar[tuple[str, ...]] = ("teacher",)  # fields that finished trainings may know nothing of: they trained with the defaults
+    # Fields that finished trainings may know nothing of: they trained with the defaults.
+    newer: ClassVar[tuple[str, ...]] = (
+        *("teacher", "optimizer", "optimizer_args", "schedule", "lr_floor", "step_epochs", "step_factor", "poly_power"),
+        *("accumulate", "clip_mode", "layer_decay", "compile"),
+    )
 
     epochs: float = Field(20, gt=0)
     """Passes over the training images; may be a fraction."""
@@ -187,8 +191,24 @@ class RecipeConfig(Section):
     """Peak learning rate."""
     warmup_epochs: float = Field(0.0, ge=0)
     """Epochs of linear warm-up."""
+    schedule: Literal["cosine", "step", "poly", "one_cycle", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up; ``one_cycle`` has a warm-up of its own."""
+    lr_floor: float = Field(0.0, ge=0, lt=1)
+    """Where ``cosine`` and ``poly`` end, as a share of the peak learning rate."""
+    step_epochs: float = Field(30.0, gt=0)
+    """Epochs between two falls of ``step``."""
+    step_factor: float = Field(0.1, gt=0, le=1)
+    """Factor of a fall of ``step``."""
+    poly_power: float = Field(1.0, gt=0)
+    """Exponent of ``poly``; 1: linear."""
+    optimizer: str = "sgd"
+    """``sgd``, or any optimizer of timm: ``adamw``, ``lamb``, ``rmsprop``, ``muon``, ..."""
+    optimizer_args: dict[str, Any] = {}
+    """Further arguments of the optimizer, such as ``{betas: [0.9, 0.98]}``."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Factor of the learning rate from one layer to the one before it, for models whose layers timm can order."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """SGD momentum."""
+    """Momentum of SGD and of those like it."""
     nesterov: bool = False
     """Nesterov momentum."""
     weight_decay: float = Field(5e-4, ge=0)
@@ -196,7 +216,13 @@ class RecipeConfig(Section):
     decay_norm_and_bias: bool = True
     """Whether the penalty also holds for BN parameters and biases."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest gradient norm."""
+    """Largest gradient norm; with another ``clip_mode`` its limit."""
+    clip_mode: Literal["norm", "value", "agc"] = "norm"
+    """What ``clip_norm`` limits: the norm of all gradients, every entry, or the norm of every unit relative to its weights' (AGC)."""
+    accumulate: int = Field(1, ge=1)
+    """Parts in which a batch is run, one after the other, where it does not fit into memory; BN sees them one by one."""
+    compile: str | None = None
+    """Backend of ``torch.compile`` for networks that are retrained, such as ``inductor``."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross-entropy."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
@@ -213,6 +239,12 @@ class TrainConfig(RecipeConfig):
     ``bcnetv2_distilled``, or your own as ``package.module:Class``; settings of a strategy stand under it."""
     records: int = Field(1000, gt=0)
     """How many of the best (loss, widths) records are kept for the prior initial population."""
+
+    @model_validator(mode="after")
+    def _compiles_nothing(self) -> "TrainConfig":
+        if self.compile is not None:
+            raise ValueError("a supernet changes its shape at every pass and is not compiled; leave out compile here, retrain has it")
+        return self
 
 
 class ScoreConfig(Section):

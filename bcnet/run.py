@@ -187,7 +187,8 @@ class Run:
         return _sha256(self.checkpoint)
 
     @property
-    def _supernet(self) -> Supernet:
+    def supernet(self) -> Supernet:
+        """The trained supernet."""
         supernet = self.trained.trained
         assert isinstance(supernet, Supernet)
         return supernet
@@ -199,7 +200,7 @@ class Run:
         settings = [self.identity, self._supernet_hash, score.calibration_images, score.max_images, score.batch_size]
         settings += [self.experiment.bf16, score.whole_layers]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-        return self.experiment.make_scorer(self._supernet, ScoreCache(self.folder / "scores" / f"{name}.jsonl"))
+        return self.experiment.make_scorer(self.supernet, ScoreCache(self.folder / "scores" / f"{name}.jsonl"))
 
     def score(self, widths: Sequence[Widths], out: Path) -> dict[str, float]:
         """Score width vectors and write them as a `bcnet.results.ScoreFile`."""
@@ -453,7 +454,7 @@ class Run:
         (network,) = self.experiment.train_width(
             channels,
             [seed],
-            start=self.experiment.inherited(self._supernet, channels) if inherits else None,
+            start=self.experiment.inherited(self.supernet, channels) if inherits else None,
             checkpoint=checkpoint,
             checkpoint_seconds=self.config.checkpoint_seconds,
             identity=identity,

@@ -86,11 +86,13 @@ def _bcnet(folder: Path, options: argparse.Namespace) -> Iterator[Any]:
 
 
 def _timm(folder: Path, options: argparse.Namespace) -> Iterator[Any]:
-    from timm.data import create_dataset, create_loader
+    from timm.data.dataset_factory import create_dataset
+    from timm.data.loader import create_loader
 
     make: Callable[..., Any] = create_loader
+    read: Callable[..., Any] = create_dataset
     loader = make(
-        create_dataset("", str(folder / "train"), is_training=True),
+        read("", str(folder / "train"), is_training=True),
         input_size=(3, options.size, options.size),
         batch_size=options.batch_size,
         is_training=True,

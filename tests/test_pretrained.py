@@ -114,7 +114,7 @@ def test_what_is_inherited_is_the_subnet_itself(tmp_path, weights):
     run.train()
     run = Run.open(tmp_path / "run")
     widths = run.space.decode("42314")
-    supernet = run._supernet
+    supernet = run.supernet
     before = supernet.active
     network = run.experiment.inherited(supernet, run.space.channels(widths))
     assert supernet.active == before

@@ -21,7 +21,7 @@ _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
 class Augment:
     """What happens to a training picture: crop, flip, policy, colours, erased parts.
 
-    All that is random is drawn from the global generators of Python, NumPy and torch; see `seeded`.
+    All that is random is drawn from the global generators of Python, NumPy and torch; see `seed_transforms`.
 
     Args:
         config: which of these.
@@ -33,12 +33,14 @@ class Augment:
     """
 
     def __init__(self, config: DataConfig, size: tuple[int, int], mean: Sequence[float]) -> None:
+        from timm.data.transforms import RandomResizedCropAndInterpolation
         from torchvision import transforms
 
         steps: list[Callable[[Picture], Any]] = []
         if config.resized_crop is not None:
             low, high = config.resized_crop
-            steps.append(transforms.RandomResizedCrop(size, (low, high), interpolation=transforms.InterpolationMode.BICUBIC))
+            crop: Any = RandomResizedCropAndInterpolation
+            steps.append(crop(size, (low, high), interpolation="bicubic"))
         else:
             steps.append(Fit(size))
         if config.pad:
@@ -119,13 +121,17 @@ def _cut_out(image: Tensor, side: int) -> None:
     image[:, top : y - side // 2 + side, left : x - side // 2 + side] = 0
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Everything that transforms draw from follows from a seed; afterwards it is as it was."""
-    python, numpy, own = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002 (transforms use it)
+def seed_transforms(seed: int) -> None:
+    """Let everything that transforms draw follow from a seed."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (transforms use it)
     torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def own_random_states() -> Iterator[None]:
+    """Leave the generators that transforms draw from as they were."""
+    python, numpy, own = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bcnet.config import DataConfig
-from bcnet.data.augment import Augment, Fit, Mix, Picture, seeded, to_tensor
+from bcnet.data.augment import Augment, Fit, Mix, Picture, own_random_states, seed_transforms, to_tensor
 from bcnet.data.folder import find_images, open_image
 from bcnet.data.interfaces import EvalSource, Part, TrainSource
 from bcnet.data.resident import EvalBatches, Normalize, chosen_statistics
@@ -22,7 +22,7 @@ from bcnet.data.sources import ImageSet, balanced_split, load_source
 from bcnet.data.workers import Prefetched
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
-from bcnet.seeds import STREAM_AUGMENT, STREAM_ORDER, STREAM_SPLIT, derive_seed
+from bcnet.seeds import STREAM_AUGMENT, STREAM_ORDER, STREAM_SPLIT, derive_seed, derive_seeds
 
 STATISTICS_IMAGES = 512  # by which mean and standard deviation are measured where the config names none
 
@@ -171,12 +171,14 @@ class TrainMaker:
             self._order, self._epoch = torch.randperm(len(self.index), generator=generator), epoch
         different = -(-self.batch_size // self.repeats)
         order = self._order[number * different : (number + 1) * different]
-        images, which = [], []
-        for place in self.share:
-            picture = int(self.index[order[place % different]])
-            with seeded(derive_seed(self.seed, STREAM_AUGMENT, step * self.batch_size + place)):
+        which = self.index[order].tolist()
+        which = [which[place % different] for place in self.share]
+        seeds = derive_seeds(self.seed, STREAM_AUGMENT, step, self.batch_size)
+        images = []
+        with own_random_states():
+            for place, picture in zip(self.share, which, strict=True):
+                seed_transforms(seeds[place])
                 images.append(self.augment(self.pictures.read(picture)))
-            which.append(picture)
         return _stacked(images), self.pictures.labels[which]
 
 
