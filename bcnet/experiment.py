@@ -21,8 +21,10 @@ from bcnet.models.factory import build_model, default_divisor
 from bcnet.models.layout import keep_contiguous, needs_contiguous
 from bcnet.models.weights import load_weights
 from bcnet.plugins import find_by_name, import_object
+from bcnet.progress import notice
 from bcnet.scoring.additive import LEAST_PER_UNKNOWN
 from bcnet.scoring.cache import ScoreCache
+from bcnet.scoring.evaluate import evaluate
 from bcnet.scoring.metrics import METRICS, Metric
 from bcnet.scoring.scorer import Scorer
 from bcnet.search import SEARCH_ALGORITHMS, SearchAlgorithm, SearchProblem, SearchResult
@@ -30,7 +32,7 @@ from bcnet.seeds import STREAM_MODEL, STREAM_SAMPLE, STREAM_SEARCH, derive_seed
 from bcnet.space.cost import Budget, Cost, CostTable, parse_budgets
 from bcnet.space.sampling import balanced_sample
 from bcnet.space.widths import Space, Widths
-from bcnet.supernet.calibrate import calibrate
+from bcnet.supernet.calibrate import calibrate, undisturbed
 from bcnet.supernet.importance import channel_importance
 from bcnet.supernet.order import sort_channels
 from bcnet.supernet.proof import trace, trace_for_channels
@@ -42,7 +44,10 @@ from bcnet.training.strategies import STRATEGIES, Strategy
 from bcnet.training.strategies.base import Pass
 from bcnet.training.train_width import train_width
 from bcnet.training.trainer import Trainer
+from bcnet.training.watch import make_watchers
 
+LOOKED_AT = ("narrowest_accuracy", "middle_accuracy", "widest_accuracy")
+COLUMNS = ("loss", "lr", "images_per_second", "gpu_gib", *LOOKED_AT)
 IMPORTANCE_IMAGES = 2048  # training images, not augmented, by which channels are ranked
 
 
@@ -176,14 +181,16 @@ class Experiment:
         strategy: Strategy = self._strategy(self.space, self.config.seed, settings)
         return strategy
 
-    def make_trainer(self, checkpoint: Path | None = None, identity: str = "") -> Trainer:
+    def make_trainer(self, checkpoint: Path | None = None, identity: str = "", *, watched: bool = False) -> Trainer:
         """A trainer of a fresh supernet.
 
         Args:
             checkpoint: file to save to and resume from; unset: neither.
             identity: a string that the checkpoint must carry to be continued.
+            watched: write how it goes beside the checkpoint.
         """
         config = self.config
+        batches = self.data.train_batches("train", config.train.batch_size, config.seed)
         is_begun = checkpoint is not None and checkpoint.exists()  # then its weights come from there, and nothing need be sorted
         supernet = Supernet(
             self.model if is_begun else self.start,
@@ -194,7 +201,7 @@ class Experiment:
         )
         return Trainer(
             supernet,
-            self.data.train_batches("train", config.train.batch_size, config.seed),
+            batches,
             config.train,
             device=self.device,
             bf16=self.bf16,
@@ -206,7 +213,25 @@ class Experiment:
             identity=identity,
             label=f"supernet {config.train.strategy.name}",
             teacher=self._teacher(config.train),
+            watchers=make_watchers(checkpoint.parent, config.watch, COLUMNS) if watched and checkpoint is not None else (),
+            look=None if config.watch_every is None else self.look,
+            look_steps=max(1, round((config.watch_every or 1) * batches.steps_per_epoch)),
         )
+
+    def look(self, supernet: nn.Module) -> dict[str, float]:
+        """Validation accuracy of the narrowest, a middle and the widest subnet on the left, 0..1; the supernet stays as it was."""
+        assert isinstance(supernet, Supernet)
+        space = self.space
+        middle = tuple((group.smallest + group.bins) // 2 for group in space.groups)
+        accuracies = {}
+        with undisturbed(supernet):
+            for name, widths in zip(LOOKED_AT, (space.narrowest, middle, space.full), strict=True):
+                supernet.set_active_subnet(widths, "left")
+                calibrate(supernet, self.calibration, bf16=self.bf16)
+                accuracies[name] = evaluate(supernet, self.validation, bf16=self.bf16)["accuracy"]
+        if accuracies[LOOKED_AT[0]] < 1.5 / len(self.data.classes) <= accuracies[LOOKED_AT[2]] / 2:
+            notice("the narrowest subnet learns nothing: a larger space.min_bins, or a smaller train.lr, may help")
+        return accuracies
 
     def _teacher(self, recipe: RecipeConfig) -> nn.Module | None:
         return self.model if recipe.teacher == "pretrained" else None

@@ -145,7 +145,7 @@ class Run:
     @cached_property
     def trainer(self) -> Trainer:
         """The trainer of the supernet, before or after resuming."""
-        return self.experiment.make_trainer(self.checkpoint, self.identity)
+        return self.experiment.make_trainer(self.checkpoint, self.identity, watched=True)
 
     def train(self) -> Trainer:
         """Train the supernet, from the checkpoint if there is one."""

@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from bcnet.distributed import agree, process_rank, world_size
 from bcnet.errors import Interrupted, UserError, first_line
 from bcnet.files import remove_leftovers
 from bcnet.kernels.pointwise import safe_convolutions
-from bcnet.machine import autocast, seed_dropout
+from bcnet.machine import autocast, memory, seed_dropout
 from bcnet.models.copying import copy_network
 from bcnet.models.layout import to_device
 from bcnet.models.outputs import logits_of
@@ -38,6 +38,7 @@ from bcnet.training.optimizer import clip_gradients, make_optimizer
 from bcnet.training.records import LossRecords
 from bcnet.training.schedule import lr_factor
 from bcnet.training.strategies.base import Pass, plain_passes
+from bcnet.training.watch import Watcher
 
 FLUSH_STEPS = 20  # steps between two looks at the losses, which wait for the device; then, too, processes agree on what to do
 
@@ -73,6 +74,9 @@ class Trainer:
         checkpoint_seconds: longest time between two saves.
         identity: a string that a checkpoint must carry to be continued here.
         label: shown beside the progress bar; empty: no bar.
+        watchers: told how it goes, every `FLUSH_STEPS` steps.
+        look: measures the model as it is, by name; it must leave everything as it was.
+        look_steps: steps between two such looks.
         teacher: a trained network, from whose softmax every pass learns instead of the labels; it stays as it is.
     """
 
@@ -91,8 +95,12 @@ class Trainer:
         checkpoint_seconds: float = 60.0,
         identity: str = "",
         label: str = "",
+        watchers: Sequence[Watcher] = (),
+        look: Callable[[nn.Module], dict[str, float]] | None = None,
+        look_steps: int = 0,
         teacher: nn.Module | None = None,
     ) -> None:
+        self.watchers, self.look, self.look_steps = watchers, look, look_steps
         self.teacher = None if teacher is None else to_device(copy_network(teacher), device).eval()
         self.model = to_device(model, device).train()
         self.batches, self.recipe, self.device, self.bf16, self.seed = batches, recipe, device, bf16, seed
@@ -129,6 +137,8 @@ class Trainer:
         if self.checkpoint is not None and process_rank() == 0:
             remove_leftovers(self.checkpoint)
         replica = _replicate(self._runner) if world_size() > 1 else None
+        for watcher in self.watchers:
+            watcher.begin(self.step)
         done_before, seconds_before = self.step, self.history.seconds
         started = saved = time.monotonic()
         bar = ProgressBar(self.label, self.total_steps, self.step)
@@ -141,7 +151,11 @@ class Trainer:
                 if self.step % FLUSH_STEPS == 0 or self.step == last:
                     self._flush()
                     rate = (self.step - done_before) * self.batches.batch_size / (now - started)
-                    bar.update(self.step, f"loss {mean(self.history.loss[-FLUSH_STEPS:]):.3f}, {rate:,.0f} images/s")
+                    loss = mean(self.history.loss[-FLUSH_STEPS:])
+                    bar.update(self.step, f"loss {loss:.3f}, {rate:,.0f} images/s")
+                    self._tell({"loss": loss, "lr": self.rate(self.step - 1), "images_per_second": rate} | memory(self.device))
+                if self.look is not None and (self.step == last or self.step % self.look_steps == 0):
+                    self._tell(self.look(self.trained))
                 must_stop, must_save = self._agree(now - saved >= self.checkpoint_seconds)
                 if must_stop:
                     self.save()
@@ -151,6 +165,14 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
         self.save()
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.recipe.lr * lr_factor(self.recipe, step, self.warmup_steps, self.total_steps, self.batches.steps_per_epoch)
+
+    def _tell(self, row: dict[str, float]) -> None:
+        for watcher in self.watchers:
+            watcher.tell(self.step, row)
 
     def _agree(self, wants_to_save: bool) -> tuple[bool, bool]:
         """Whether to stop, and whether to save. Each process has its own clock and signals, so they decide together, now and then."""
@@ -173,7 +195,7 @@ class Trainer:
             )
 
     def _train_step(self, replica: DistributedDataParallel | None) -> None:
-        rate = self.recipe.lr * lr_factor(self.recipe, self.step, self.warmup_steps, self.total_steps, self.batches.steps_per_epoch)
+        rate = self.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         seed_dropout(derive_seed(self.seed, STREAM_STEP, self.step * world_size() + process_rank()), self.device)
