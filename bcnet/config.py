@@ -138,7 +138,7 @@ class ModelConfig(Section):
     weights: Path | None = None
     """Start the supernet from trained weights of your own: a ``.pth``, ``.pt``, ``.th`` or ``.safetensors`` file."""
     args: dict[str, Any] = {}
-    """Further keyword arguments of the factory."""
+    """Further keyword arguments of the factory; ``{cifar_stem: true}`` makes the stem of any network one for 32x32 images."""
 
     @property
     def is_trained(self) -> bool:
@@ -361,6 +361,18 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         apply_override(tree, override)
     return validate_config(tree, str(path))
+
+
+def read_overrides(overrides: Sequence[str]) -> Config:
+    """The defaults with some overrides.
+
+    Raises:
+        UserError: as `load_config` does.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(tree, override)
+    return validate_config(tree, "settings")
 
 
 def validate_config(tree: Any, where: str) -> Config:

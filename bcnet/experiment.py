@@ -212,7 +212,7 @@ class Experiment:
             checkpoint_seconds=config.checkpoint_seconds,
             identity=identity,
             label=f"supernet {config.train.strategy.name}",
-            teacher=self._teacher(config.train),
+            teacher=self.teacher(config.train),
             watchers=make_watchers(checkpoint.parent, config.watch, COLUMNS) if watched and checkpoint is not None else (),
             look=None if config.watch_every is None else self.look,
             look_steps=max(1, round((config.watch_every or 1) * batches.steps_per_epoch)),
@@ -233,7 +233,8 @@ class Experiment:
             notice("the narrowest subnet learns nothing: a larger space.min_bins, or a smaller train.lr, may help")
         return accuracies
 
-    def _teacher(self, recipe: RecipeConfig) -> nn.Module | None:
+    def teacher(self, recipe: RecipeConfig) -> nn.Module | None:
+        """The trained model, if a recipe wants to learn from it."""
         return self.model if recipe.teacher == "pretrained" else None
 
     def inherited(self, supernet: Supernet, channels: Sequence[int]) -> nn.Module:
@@ -280,7 +281,7 @@ class Experiment:
             input_shape=self.data.input_shape,
             device=self.device,
             bf16=self.bf16,
-            teacher=self._teacher(recipe),
+            teacher=self.teacher(recipe),
             **options,
         )
 
@@ -304,7 +305,7 @@ class Experiment:
             bf16=self.bf16,
             seed=seed,
             passes=lambda step: [Pass(one) for one in widths],
-            teacher=self._teacher(recipe),
+            teacher=self.teacher(recipe),
             **options,
         )
         trainer.resume()

@@ -207,6 +207,32 @@ class RetrainedNetwork(Record):
     """On the test images."""
 
 
+class FittedNetwork(Record):
+    """``result.json`` of one plain training."""
+
+    accuracy: float
+    """Test accuracy in per cent."""
+    cross_entropy: float
+    """On the test images."""
+
+
+class FitRecord(Record):
+    """``fit.json``: a network as it is, trained with several seeds."""
+
+    model: str
+    """Its name."""
+    acc: list[float]
+    """Test accuracy in per cent, one per seed."""
+    seeds: list[int]
+    """Of the trainings."""
+    flops: int
+    """Multiply-adds of one image."""
+    params: int
+    """Parameters."""
+    start: Literal["scratch", "trained"]
+    """What the trainings began with."""
+
+
 class ScoreFile(Record):
     """Scores of width vectors, such as ``scores.json``: written by ``bcnet score``, or by anybody else."""
 

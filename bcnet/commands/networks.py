@@ -95,10 +95,10 @@ def retrain(
         if together and inherit:
             raise UserError("--together trains from scratch: leave out --inherit")
         if together:
-            retrain_together(run, wanted, _seeds(seeds), say)
+            retrain_together(run, wanted, read_seeds(seeds), say)
         else:
             for one in wanted:
-                retrain_widths(run, one, _seeds(seeds), say, inherit=inherit)
+                retrain_widths(run, one, read_seeds(seeds), say, inherit=inherit)
         finish(run, say)
 
 
@@ -130,7 +130,12 @@ def retrain_widths(run: "Run", widths: "Widths", seeds: list[int], say: Say, *, 
     return record
 
 
-def _seeds(text: str) -> list[int]:
+def read_seeds(text: str) -> list[int]:
+    """Seeds from ``0,1,2``.
+
+    Raises:
+        UserError: it is something else.
+    """
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError as error:
