@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from bcnet.config import Config, load_config
 from bcnet.errors import UserError
@@ -42,6 +41,7 @@ from bcnet.scoring.evaluate import evaluate
 from bcnet.supernet.importance import channel_importance
 from bcnet.supernet.order import sort_channels
 from bcnet.supernet.supernet import Supernet, narrow, set_active_channels
+from bcnet.supernet.survey import count_flops
 from bcnet.training.train_width import train_width
 
 METHODS = ("uniform", "magnitude", "taylor", "bcnet", "bcnet_sorted", "scratch")
@@ -174,14 +174,14 @@ class Study:
         )
         batches = [(x.cpu(), y.cpu()) for x, y in own.data.eval_batches("train", 256, 256 * PRUNING_BATCHES)]
         for _ in range(PRUNING_STEPS):
-            if flops_of(model, example) <= flops:
+            if count_flops(model, own.data.input_shape) <= flops:
                 break
             if importance == "TaylorImportance":
                 model.zero_grad()
                 for images, labels in batches:
                     F.cross_entropy(model(images), labels).backward()
             pruner.step()
-        if flops_of(model, example) > flops:
+        if count_flops(model, own.data.input_shape) > flops:
             raise UserError(f"Torch-Pruning did not come down to {flops:.0f} multiply-adds")
         return model
 
@@ -198,8 +198,8 @@ class Study:
             return dict(read_json(file, "a result"))
         make: Callable[[float], nn.Module] = getattr(self, method)
         network = make(flops)
-        own, example = self.experiment, torch.zeros(1, *self.experiment.data.input_shape)
-        costs = {"flops": flops_of(network.cpu(), example), "params": sum(p.numel() for p in network.parameters())}
+        own = self.experiment
+        costs = {"flops": count_flops(network.cpu(), own.data.input_shape), "params": sum(p.numel() for p in network.parameters())}
         before = evaluate(network.to(own.device), own.test, bf16=own.bf16)["accuracy"]
         recipe = own.config.retrain.model_copy(update={"epochs": own.config.retrain.epochs + extra})
         (trained,) = train_width(
@@ -228,13 +228,6 @@ class Study:
         """The trained model as it is, and after the same fine-tuning."""
         tuned = self.result("uniform", 1.0)
         return {"as published": tuned["accuracy_before"], "fine-tuned": tuned["accuracy"], "flops": tuned["flops"]}
-
-
-def flops_of(model: nn.Module, example: torch.Tensor) -> int:
-    """Multiply-adds of one image, as PyTorch counts them."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy_network(model).eval()(example)
-    return int(counter.get_total_flops()) // 2
 
 
 def main() -> None:
