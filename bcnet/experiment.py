@@ -191,6 +191,8 @@ class Experiment:
         """
         config = self.config
         batches = self.data.train_batches("train", config.train.batch_size, config.seed)
+        if config.watch_every is not None:
+            self.validation  # noqa: B018  where there is none, that is said now
         is_begun = checkpoint is not None and checkpoint.exists()  # then its weights come from there, and nothing need be sorted
         supernet = Supernet(
             self.model if is_begun else self.start,

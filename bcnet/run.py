@@ -89,9 +89,11 @@ class Run:
             _refuse_changes(folder, Experiment(load_config(written)).config, run.config)
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
+        weights = _weights_hash(config)
+        _refuse_other_weights(folder, weights)
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
         write_text(written, _dump(run.config, written))
-        write_json(folder / "environment.json", {"seed": config.seed} | run.experiment.environment())
+        write_json(folder / "environment.json", {"seed": config.seed} | weights | run.experiment.environment())
         return run
 
     @classmethod
@@ -473,6 +475,19 @@ def _dump(config: Config, written: Path) -> str:
         before = yaml.safe_load(written.read_text(encoding="utf-8"))
         tree |= {key: before[key] for key in _FIXED_SECTIONS if key in before}
     return yaml.safe_dump(tree, sort_keys=False)
+
+
+def _weights_hash(config: Config) -> dict[str, str]:
+    """What tells the file of trained weights from another of its name, if there is one."""
+    file = config.model.weights
+    return {"weights_sha256": _sha256(file)} if file is not None and file.is_file() else {}
+
+
+def _refuse_other_weights(folder: Path, weights: dict[str, str]) -> None:
+    file = folder / "environment.json"
+    known = read_json(file, "the environment of a run") if file.is_file() else {}
+    if any(known.get(key, value) != value for key, value in weights.items()):
+        raise UserError(f"{folder}: model.weights is another file than when the run was begun; give that one, or choose another --out")
 
 
 def _refuse_changes(folder: Path, trained: Config, asked: Config) -> None:

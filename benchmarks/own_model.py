@@ -50,8 +50,8 @@ PUBLISHED = {
     "model": {"mflops": 81.2, "accuracy": 90.9},
     "found": {"mflops": 59.2, "accuracy": 90.3},
 }
-PRUNING_STEPS = 200
-PRUNING_BATCHES = 8
+PRUNING_STEPS = 100
+PRUNING_BATCHES = 2
 
 
 class Study:

@@ -88,6 +88,16 @@ def test_a_taught_run_resumes_bit_for_bit(tmp_path, weights):
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
 
 
+def test_a_run_is_not_continued_with_other_weights(tmp_path, weights):
+    own = tmp_path / "own.pth"
+    own.write_bytes(weights.read_bytes())
+    Run.create(tmp_path / "run", config_of(own)).trainer.run(until_step=2)
+    Run.create(tmp_path / "run", config_of(own), resume=True)
+    torch.save(build_model("digits/resnet", 10, seed=5).state_dict(), own)
+    with pytest.raises(UserError, match=r"model.weights is another file than when the run was begun"):
+        Run.create(tmp_path / "run", config_of(own), resume=True)
+
+
 def test_retraining_inherits_only_when_asked(tmp_path, weights):
     run = Run.create(tmp_path / "run", config_of(weights, "retrain.lr=1e-6", strategy="autoslim"))
     run.train()

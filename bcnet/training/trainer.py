@@ -154,7 +154,7 @@ class Trainer:
                     loss = mean(self.history.loss[-FLUSH_STEPS:])
                     bar.update(self.step, f"loss {loss:.3f}, {rate:,.0f} images/s")
                     self._tell({"loss": loss, "lr": self.rate(self.step - 1), "images_per_second": rate} | memory(self.device))
-                if self.look is not None and (self.step == last or self.step % self.look_steps == 0):
+                if self.look is not None and (self.step == self.total_steps or self.step % self.look_steps == 0):
                     self._tell(self.look(self.trained))
                 must_stop, must_save = self._agree(now - saved >= self.checkpoint_seconds)
                 if must_stop:

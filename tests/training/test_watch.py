@@ -50,8 +50,15 @@ def test_a_resumed_training_goes_on_with_its_rows(tmp_path):
         file.write("15,9,9,9,9,9,9,9\n16,9,9")  # of steps after the last checkpoint, and half a line
     Run.create(tmp_path / "run", config, resume=True).train()
     steps = [int(row["step"]) for row in rows_of(tmp_path / "run")]
-    assert steps == [5, 10, 12, 12, 15, 20, 20, 25, 30, 30]
+    assert steps == [5, 10, 12, 15, 20, 20, 25, 30, 30]
     assert "9,9,9" not in path.read_text()
+
+
+def test_looks_want_images_to_look_at(bcnet, tmp_path):
+    code, _, errors = bcnet("train", "digits/base", "--out", tmp_path / "run", "watch_every=1", "data.num_val=0")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "data.num_val is 0" in errors
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_file_of_other_columns_is_begun_anew(tmp_path):
