@@ -8,7 +8,7 @@ settings of its own (the strategy, the search algorithm) is a `Named`: its setti
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
@@ -64,8 +64,35 @@ class DataConfig(Section):
     """Pixels of zero padding for random crops."""
     flip: bool = False
     """Random horizontal flips."""
+    mean: list[float] | None = None
+    """Per channel, of images in 0..1: what is subtracted from them; unset: their own mean. Trained weights want
+    those that they were trained with."""
+    std: list[float] | None = None
+    """Per channel, of images in 0..1: what they are divided by; unset: their own standard deviation."""
     resident_gib: float = Field(8.0, ge=0)
     """Data sets up to this size live on the device as one uint8 tensor; larger ones stay in a memory-mapped file."""
+    streaming: bool | None = None
+    """Decode and augment pictures while they are used, in worker processes, instead of decoding all of them once. Unset: where an
+    augmentation below wants it, and for image folders that would be larger than the machine's memory."""
+    resized_crop: tuple[float, float] | None = None
+    """Random-resized crops of this smallest and largest share of the area, such as ``[0.08, 1]``; the result is of ``image_size``."""
+    auto_augment: str | None = None
+    """A policy: timm's ``rand-m9-mstd0.5`` (RandAugment), ``original`` or ``v0`` (AutoAugment), ``3a``, ``augmix-m3``; or ``trivial``
+    (TrivialAugment)."""
+    color_jitter: float = Field(0.0, ge=0)
+    """Strength of random brightness, contrast and saturation."""
+    erase: float = Field(0.0, ge=0, le=1)
+    """Probability that a random rectangle is erased (takes the mean colour)."""
+    cutout: int = Field(0, ge=0)
+    """Side in pixels of a square that is made black at a random place."""
+    mixup: float = Field(0.0, ge=0)
+    """Mixup: parameter of the Beta distribution; 0: none. Together with ``cutmix`` a coin decides for each batch."""
+    cutmix: float = Field(0.0, ge=0)
+    """CutMix: parameter of the Beta distribution; 0: none."""
+    repeats: int = Field(1, ge=1)
+    """Repeated augmentation: how often a picture comes in a batch, differently augmented each time."""
+    crop_fraction: float = Field(1.0, gt=0, le=1)
+    """Of streamed pictures that are not augmented: the central share of the sides that is used."""
     args: dict[str, Any] = {}
     """Settings of a data source of your own."""
 
@@ -78,10 +105,24 @@ class DataConfig(Section):
         idle = [name for name in self.model_fields_set if getattr(self, name) and self.source not in _SOURCES_WITH.get(name, SOURCES)]
         if idle:
             raise ValueError(f"{idle[0]} does nothing with source={self.source}; leave it out")
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()) or min(self.std or (1.0,)) <= 0:
+            raise ValueError("mean and std go together: as many of one as of the other, all of std above 0")
+        wants = self.wants_streaming
+        if self.streaming is False and wants:
+            raise ValueError(f"{wants} wants streaming; leave out streaming=false")
+        if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
+            raise ValueError("resized_crop is the smallest and the largest share of the area, such as [0.08, 1]")
         return self
+
+    @property
+    def wants_streaming(self) -> str:
+        """The first setting that only streamed pictures have, or nothing."""
+        defaults = type(self).model_fields
+        return next((name for name in STREAMED if getattr(self, name) != defaults[name].default), "")
 
 
 SOURCES = ("digits", "cifar10", "cifar100", "imagefolder")
+STREAMED = ("resized_crop", "auto_augment", "color_jitter", "erase", "cutout", "mixup", "cutmix", "repeats", "crop_fraction")
 _SOURCES_WITH = {"root": SOURCES[1:], "download": ("cifar10", "cifar100"), "image_size": ("imagefolder",), "args": ()}
 
 
@@ -94,8 +135,21 @@ class ModelConfig(Section):
     pretrained: bool = False
     """Start the supernet from published weights: of timm or torchvision, or whatever a factory of your own with an argument
     ``pretrained`` loads. Retraining is from scratch all the same."""
+    weights: Path | None = None
+    """Start the supernet from trained weights of your own: a ``.pth``, ``.pt``, ``.th`` or ``.safetensors`` file."""
     args: dict[str, Any] = {}
-    """Further keyword arguments of the factory."""
+    """Further keyword arguments of the factory; ``{cifar_stem: true}`` makes the stem of any network one for 32x32 images."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the supernet starts from trained weights."""
+        return self.pretrained or self.weights is not None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "ModelConfig":
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights are two starts; give one of them")
+        return self
 
 
 class SpaceConfig(Section):
@@ -112,13 +166,22 @@ class SpaceConfig(Section):
     """Choices of single groups, by a pattern of layer names: ``{"blocks.*.conv1": [4, 8, 12, 16]}``; later patterns win."""
     exclude: list[str] = []
     """Patterns of layers whose groups stay whole."""
+    importance: Literal["taylor", "l1", "bn", "off"] | None = None
+    """By what the channels of every group are sorted when the supernet starts from trained weights: what the loss loses without one, to
+    first order (``taylor``), kernels (``l1``), scales of batch norms (``bn``), or not at all (``off``). Unset: ``taylor``."""
     widen: float = Field(1.0, ge=1, le=16)
     """Make the supernet this many times as wide as the model: what is found at the model's own cost may then be wider than the model
     in some layers (AutoSlim: 1.5). Fractions of a cost mean the model as it was; lists in ``groups`` end with the widened counts."""
 
 
 class RecipeConfig(Section):
-    """How a network is trained: SGD with momentum, cosine schedule with linear warm-up."""
+    """How a network is trained: by default SGD with momentum, cosine schedule with linear warm-up."""
+
+    # Fields that finished trainings may know nothing of: they trained with the defaults.
+    newer: ClassVar[tuple[str, ...]] = (
+        *("teacher", "optimizer", "optimizer_args", "schedule", "lr_floor", "step_epochs", "step_factor", "poly_power"),
+        *("accumulate", "clip_mode", "layer_decay", "compile"),
+    )
 
     epochs: float = Field(20, gt=0)
     """Passes over the training images; may be a fraction."""
@@ -128,8 +191,24 @@ class RecipeConfig(Section):
     """Peak learning rate."""
     warmup_epochs: float = Field(0.0, ge=0)
     """Epochs of linear warm-up."""
+    schedule: Literal["cosine", "step", "poly", "one_cycle", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up; ``one_cycle`` has a warm-up of its own."""
+    lr_floor: float = Field(0.0, ge=0, lt=1)
+    """Where ``cosine`` and ``poly`` end, as a share of the peak learning rate."""
+    step_epochs: float = Field(30.0, gt=0)
+    """Epochs between two falls of ``step``."""
+    step_factor: float = Field(0.1, gt=0, le=1)
+    """Factor of a fall of ``step``."""
+    poly_power: float = Field(1.0, gt=0)
+    """Exponent of ``poly``; 1: linear."""
+    optimizer: str = "sgd"
+    """``sgd``, or any optimizer of timm: ``adamw``, ``lamb``, ``rmsprop``, ``muon``, ..."""
+    optimizer_args: dict[str, Any] = {}
+    """Further arguments of the optimizer, such as ``{betas: [0.9, 0.98]}``."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Factor of the learning rate from one layer to the one before it, for models whose layers timm can order."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """SGD momentum."""
+    """Momentum of SGD and of those like it."""
     nesterov: bool = False
     """Nesterov momentum."""
     weight_decay: float = Field(5e-4, ge=0)
@@ -137,11 +216,19 @@ class RecipeConfig(Section):
     decay_norm_and_bias: bool = True
     """Whether the penalty also holds for BN parameters and biases."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest gradient norm."""
+    """Largest gradient norm; with another ``clip_mode`` its limit."""
+    clip_mode: Literal["norm", "value", "agc"] = "norm"
+    """What ``clip_norm`` limits: the norm of all gradients, every entry, or the norm of every unit relative to its weights' (AGC)."""
+    accumulate: int = Field(1, ge=1)
+    """Parts in which a batch is run, one after the other, where it does not fit into memory; BN sees them one by one."""
+    compile: str | None = None
+    """Backend of ``torch.compile`` for networks that are retrained, such as ``inductor``."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross-entropy."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Keep an exponential moving average of the weights, and use it in place of them afterwards."""
+    teacher: Literal["pretrained"] | None = None
+    """Learn from the softmax of the model with its trained weights (``model.pretrained`` or ``model.weights``) instead of the labels."""
 
 
 class TrainConfig(RecipeConfig):
@@ -156,6 +243,12 @@ class TrainConfig(RecipeConfig):
     """Give the classifier weights of its own for every width of what it reads."""
     records: int = Field(1000, gt=0)
     """How many of the best (loss, widths) records are kept for the prior initial population."""
+
+    @model_validator(mode="after")
+    def _compiles_nothing(self) -> "TrainConfig":
+        if self.compile is not None:
+            raise ValueError("a supernet changes its shape at every pass and is not compiled; leave out compile here, retrain has it")
+        return self
 
 
 class ScoreConfig(Section):
@@ -204,6 +297,8 @@ class Config(Section):
     """Of everything random: initial weights, split, order, augmentation, widths, search."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes the GPU when there is one."""
+    workers: int | None = Field(None, ge=0)
+    """Processes that decode and augment streamed pictures; unset: one per core, at most 8. They change no numbers."""
     threads: int | None = Field(None, gt=0)
     """CPU threads; unset: as many as torch likes. Small networks want 1: more threads only wait for each other."""
     amp: Literal["auto", "bf16", "off"] = "auto"
@@ -217,6 +312,11 @@ class Config(Section):
     score: ScoreConfig = ScoreConfig()
     search: SearchConfig = SearchConfig()
     retrain: RecipeConfig = RecipeConfig()
+    watch: list[Literal["tensorboard", "wandb"]] = []
+    """Where to show how a training goes, beside ``progress.csv`` in its folder."""
+    watch_every: float | None = Field(None, gt=0)
+    """Epochs of supernet training between two looks at the validation accuracy of the narrowest, a middle and the widest subnet; unset:
+    none. They change no numbers of the training."""
     costs: list[str] = []
     """Costs beside FLOPs and params that budgets may name, each as ``package.module:name`` or a file of ``bcnet latency``."""
 
@@ -270,6 +370,18 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         apply_override(tree, override)
     return validate_config(tree, str(path))
+
+
+def read_overrides(overrides: Sequence[str]) -> Config:
+    """The defaults with some overrides.
+
+    Raises:
+        UserError: as `load_config` does.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(tree, override)
+    return validate_config(tree, "settings")
 
 
 def validate_config(tree: Any, where: str) -> Config:

@@ -78,6 +78,11 @@ def device_name(device: torch.device) -> str:
     return cpu_info("model name") or "CPU"
 
 
+def memory(device: torch.device) -> dict[str, float]:
+    """GiB that this process has on a GPU, by name; nothing for a CPU."""
+    return {"gpu_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
+
+
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
     """The autocast context for one forward pass."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()

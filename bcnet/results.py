@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 
@@ -160,8 +160,11 @@ class Speed(Record):
         return f"{beside}: {faster:.2f} times the model's speed with {self.flops:.0%} of its FLOPs ({where})"
 
 
+Start = Literal["scratch", "inherited"]
+
+
 class RetrainedWidth(Record):
-    """Networks of one width, trained from scratch."""
+    """Networks of one width, trained on after the search."""
 
     channels: list[int]
     """Of every group."""
@@ -184,6 +187,8 @@ class RetrainRecord(Record):
     """The width that was asked for."""
     uniform: RetrainedWidth
     """The uniform one."""
+    start: Start = "scratch"
+    """What both began with: fresh weights, or those that the supernet has for them."""
 
 
 class TogetherRecord(Record):
@@ -202,6 +207,32 @@ class RetrainedNetwork(Record):
     """Test accuracy in per cent."""
     cross_entropy: float
     """On the test images."""
+
+
+class FittedNetwork(Record):
+    """``result.json`` of one plain training."""
+
+    accuracy: float
+    """Test accuracy in per cent."""
+    cross_entropy: float
+    """On the test images."""
+
+
+class FitRecord(Record):
+    """``fit.json``: a network as it is, trained with several seeds."""
+
+    model: str
+    """Its name."""
+    acc: list[float]
+    """Test accuracy in per cent, one per seed."""
+    seeds: list[int]
+    """Of the trainings."""
+    flops: int
+    """Multiply-adds of one image."""
+    params: int
+    """Parameters."""
+    start: Literal["scratch", "trained"]
+    """What the trainings began with."""
 
 
 class ScoreFile(Record):

@@ -2,7 +2,7 @@
 
 config.yaml        the resolved config        environment.json  versions, commit, hardware
 checkpoint.pt      the training's state       scores/           evaluated width vectors, one file per setting
-search.json        what the search found      retrain/          networks trained from scratch
+search.json        what the search found      retrain/          networks of found widths, trained
 *.png, index.html  pictures of it all
 """
 
@@ -38,6 +38,7 @@ from bcnet.results import (
     SearchRecord,
     SearchSettings,
     Speed,
+    Start,
     TogetherRecord,
     read_record,
 )
@@ -88,9 +89,11 @@ class Run:
             _refuse_changes(folder, Experiment(load_config(written)).config, run.config)
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
+        weights = _weights_hash(config)
+        _refuse_other_weights(folder, weights)
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
         write_text(written, _dump(run.config, written))
-        write_json(folder / "environment.json", {"seed": config.seed} | run.experiment.environment())
+        write_json(folder / "environment.json", {"seed": config.seed} | weights | run.experiment.environment())
         return run
 
     @classmethod
@@ -144,7 +147,7 @@ class Run:
     @cached_property
     def trainer(self) -> Trainer:
         """The trainer of the supernet, before or after resuming."""
-        return self.experiment.make_trainer(self.checkpoint, self.identity)
+        return self.experiment.make_trainer(self.checkpoint, self.identity, watched=True)
 
     def train(self) -> Trainer:
         """Train the supernet, from the checkpoint if there is one."""
@@ -182,15 +185,24 @@ class Run:
     # Scoring and search ---------------------------------------------------------------------------------------------
 
     @cached_property
+    def _supernet_hash(self) -> str:
+        return _sha256(self.checkpoint)
+
+    @property
+    def supernet(self) -> Supernet:
+        """The trained supernet."""
+        supernet = self.trained.trained
+        assert isinstance(supernet, Supernet)
+        return supernet
+
+    @cached_property
     def scorer(self) -> Scorer:
         """The scorer of the trained supernet, with its cache on disk."""
         score = self.config.score
-        supernet = self.trained.trained
-        assert isinstance(supernet, Supernet)
-        settings = [self.identity, _sha256(self.checkpoint), score.calibration_images, score.max_images, score.batch_size]
+        settings = [self.identity, self._supernet_hash, score.calibration_images, score.max_images, score.batch_size]
         settings += [self.experiment.bf16, score.whole_layers, *(["batch"] if score.statistics == "batch" else [])]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-        return self.experiment.make_scorer(supernet, ScoreCache(self.folder / "scores" / f"{name}.jsonl"))
+        return self.experiment.make_scorer(self.supernet, ScoreCache(self.folder / "scores" / f"{name}.jsonl"))
 
     def score(self, widths: Sequence[Widths] | Mapping[str, Widths], out: Path) -> dict[str, float]:
         """Score width vectors, maybe under names of their own, and write them as a `bcnet.results.ScoreFile`."""
@@ -321,19 +333,27 @@ class Run:
             "classes": list(data.classes),
         }
 
-    def retrain(self, widths: Widths, seeds: Sequence[int]) -> RetrainRecord:
-        """Train the found width and the uniform one of the same FLOPs from scratch, over several seeds.
+    def retrain(self, widths: Widths, seeds: Sequence[int], *, inherit: bool = False) -> RetrainRecord:
+        """Train the found width and the uniform one of the same FLOPs, over several seeds: from scratch, or from the supernet's weights.
 
         All training images are used, also those held out for scores; test images are looked at once, after the last
         epoch. Finished seeds are kept, an unfinished one is resumed.
+
+        Args:
+            widths: the found width.
+            seeds: one training each; of inherited weights they decide the order of the images and the augmentation alone.
+            inherit: start both widths from the weights that the supernet has for them, on its left side.
         """
+        start: Start = "inherited" if inherit else "scratch"
+        suffix = "-inherited" if inherit else ""
         name = self.space.encode(widths)
         channels = self.space.channels(widths)
         wanted = {"found": channels, "uniform": self.experiment.uniform_channels(self.costs.one(widths, "flops"))}
-        folders = {"found": self.folder / "retrain" / name, "uniform": self.folder / "retrain" / f"uniform-like-{name}"}
+        names = {"found": f"{name}{suffix}", "uniform": f"uniform-like-{name}{suffix}"}
         results = {}
         for kind, counts in wanted.items():
-            accuracies = [self._retrain_one(counts, seed, folders[kind] / f"seed{seed}", f"{kind}, seed {seed}") for seed in seeds]
+            folder, label = self.folder / "retrain" / names[kind], f"{kind}{' inherited' if inherit else ''}"
+            accuracies = [self._retrain_one(counts, seed, folder / f"seed{seed}", f"{label}, seed {seed}", start) for seed in seeds]
             results[kind] = RetrainedWidth(
                 channels=list(counts),
                 acc=accuracies,
@@ -342,9 +362,9 @@ class Run:
                 params=int(self.costs.of_channels(counts, "params")),
                 widths=name if kind == "found" else None,
             )
-        record = RetrainRecord(**results)
+        record = RetrainRecord(**results, start=start)
         if process_rank() == 0:
-            record.write(self.folder / "retrain" / f"{name}.json")
+            record.write(self.folder / "retrain" / f"{name}{suffix}.json")
         return record
 
     def retrain_together(self, widths: Sequence[Widths], seeds: Sequence[int]) -> TogetherRecord:
@@ -372,8 +392,8 @@ class Run:
         return record
 
     def trained_alone(self) -> dict[str, RetrainedWidth]:
-        """Width string -> what `retrain` found of it, for all that it was asked."""
-        return {str(known.found.widths): known.found for known in self.retrainings()}
+        """Width string -> what `retrain` from scratch found of it, for all that it was asked."""
+        return {str(known.found.widths): known.found for known in self.retrainings() if known.start == "scratch"}
 
     def togethers(self) -> list[TogetherRecord]:
         """All width vectors that were trained together so far."""
@@ -405,7 +425,9 @@ class Run:
         return accuracies
 
     def _retrain_identity(self, what: Sequence[Any], seed: int) -> str:
-        return hashlib.sha256(f"{self.identity} {self.config.retrain.model_dump_json()} {list(what)} {seed}".encode()).hexdigest()
+        recipe = self.config.retrain
+        unset = {name for name in recipe.newer if getattr(recipe, name) == type(recipe).model_fields[name].default}
+        return hashlib.sha256(f"{self.identity} {recipe.model_dump_json(exclude=unset)} {list(what)} {seed}".encode()).hexdigest()
 
     @staticmethod
     def _retrained(result: Path, identity: str) -> float | None:
@@ -415,17 +437,20 @@ class Run:
         known = read_record(result, RetrainedNetwork, "the result of a retraining")
         return known.accuracy if known.identity == identity else None
 
-    def _keep_retrained(self, network: nn.Module, channels: Sequence[int], seed: int, folder: Path, identity: str) -> float:
+    def _keep_retrained(
+        self, network: nn.Module, channels: Sequence[int], seed: int, folder: Path, identity: str, start: Start = "scratch"
+    ) -> float:
         """Test a trained network and write it; returns the accuracy in per cent."""
         test = evaluate(network, self.experiment.test, bf16=self.experiment.bf16)
         accuracy = 100 * test["accuracy"]
         if process_rank() == 0:
-            save_network(folder, network, self._describe_network(channels) | {"test_accuracy": accuracy, "seed": seed})
+            save_network(folder, network, self._describe_network(channels) | {"test_accuracy": accuracy, "seed": seed, "start": start})
             RetrainedNetwork(identity=identity, accuracy=accuracy, cross_entropy=test["cross_entropy"]).write(folder / "result.json")
         return accuracy
 
-    def _retrain_one(self, channels: Sequence[int], seed: int, folder: Path, label: str) -> float:
-        identity = self._retrain_identity(channels, seed)
+    def _retrain_one(self, channels: Sequence[int], seed: int, folder: Path, label: str, start: Start) -> float:
+        inherits = start == "inherited"
+        identity = self._retrain_identity([*channels, "from", self._supernet_hash] if inherits else channels, seed)
         known = self._retrained(folder / "result.json", identity)
         if known is not None:
             return known
@@ -433,12 +458,13 @@ class Run:
         (network,) = self.experiment.train_width(
             channels,
             [seed],
+            start=self.experiment.inherited(self.supernet, channels) if inherits else None,
             checkpoint=checkpoint,
             checkpoint_seconds=self.config.checkpoint_seconds,
             identity=identity,
             label=f"retrain {label}",
         )
-        accuracy = self._keep_retrained(network, channels, seed, folder, identity)
+        accuracy = self._keep_retrained(network, channels, seed, folder, identity, start)
         if process_rank() == 0:
             checkpoint.unlink(missing_ok=True)
         return accuracy
@@ -451,6 +477,19 @@ def _dump(config: Config, written: Path) -> str:
         before = yaml.safe_load(written.read_text(encoding="utf-8"))
         tree |= {key: before[key] for key in _FIXED_SECTIONS if key in before}
     return yaml.safe_dump(tree, sort_keys=False)
+
+
+def _weights_hash(config: Config) -> dict[str, str]:
+    """What tells the file of trained weights from another of its name, if there is one."""
+    file = config.model.weights
+    return {"weights_sha256": _sha256(file)} if file is not None and file.is_file() else {}
+
+
+def _refuse_other_weights(folder: Path, weights: dict[str, str]) -> None:
+    file = folder / "environment.json"
+    known = read_json(file, "the environment of a run") if file.is_file() else {}
+    if any(known.get(key, value) != value for key, value in weights.items()):
+        raise UserError(f"{folder}: model.weights is another file than when the run was begun; give that one, or choose another --out")
 
 
 def _refuse_changes(folder: Path, trained: Config, asked: Config) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from measure import spread
 
-from bcnet.latency.design import spread_sample
 from bcnet.latency.fit import check
 from bcnet.latency.table import Measured, load_latency, read_latency
 from bcnet.latency.timing import TimedNetwork, clock_of, random_images, visit
@@ -26,6 +25,7 @@ from bcnet.models.factory import build_model
 from bcnet.models.layout import fit_layout, to_device
 from bcnet.progress import ProgressBar
 from bcnet.space.cost import CostTable
+from bcnet.space.sampling import spread_sample
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.proof import trace
 from bcnet.supernet.supernet import Supernet

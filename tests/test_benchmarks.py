@@ -113,3 +113,14 @@ def test_the_same_bits_are_the_same_to_the_last_one(monkeypatch):
         "step": 7.0,
     }.items():
         assert not same_bits(tree, tree | {name: other})
+
+
+def test_the_streaming_benchmark_reads_with_both_loaders():
+    import json
+    import subprocess
+
+    small = ["--images", "48", "--size", "24", "--batches", "2", "--warm-up", "1", "--rounds", "1", "--batch-size", "8", "--workers", "1"]
+    command = [sys.executable, str(Path(FOLDER) / "streaming.py"), *small]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout)
+    rates = result["images_per_second"]
+    assert result["ratio"] == pytest.approx(rates["bcnet"]["median"] / rates["timm"]["median"], abs=1e-3)

@@ -6,7 +6,7 @@ import bcnet
 # A module imports only from the left of this chain, or from its own package.
 CHAIN = (
     *("version", "errors", "formatting", "former", "seeds", "files", "plugins", "distributed", "machine", "progress", "config"),
-    *("data", "models", "space", "kernels", "supernet", "results", "latency", "training", "scoring", "search", "experiment", "run"),
+    *("data", "models", "space", "kernels", "supernet", "results", "latency", "training", "scoring", "search", "experiment", "run", "fit"),
     *("forecast", "truth", "report", "commands", "cli", "__main__"),
 )
 

@@ -81,19 +81,24 @@ def retrain(
     together: Annotated[
         bool, typer.Option("--together", help="Train the widths in one network with batch norms of their own, and split it afterwards.")
     ] = False,
+    inherit: Annotated[
+        bool, typer.Option("--inherit", help="Start from the supernet's weights, the found width and the uniform one alike.")
+    ] = False,
 ) -> None:
-    """Train widths from scratch over several seeds, each beside the uniform width of the same FLOPs."""
+    """Train widths over several seeds, each beside the uniform width of the same FLOPs; from scratch unless told otherwise."""
     with opened(folder, overrides) as (run, say):
         wanted = [read_width_string(one.strip(), run.space) for one in widths.split(",")]
         if len(set(wanted)) < len(wanted):
             raise UserError(f"--widths {widths!r}: one stands there twice")
         if together and len(wanted) < 2:
             raise UserError(f"--together wants at least two widths, joined by commas, and --widths is {widths!r}")
+        if together and inherit:
+            raise UserError("--together trains from scratch: leave out --inherit")
         if together:
-            retrain_together(run, wanted, _seeds(seeds), say)
+            retrain_together(run, wanted, read_seeds(seeds), say)
         else:
             for one in wanted:
-                retrain_widths(run, one, _seeds(seeds), say)
+                retrain_widths(run, one, read_seeds(seeds), say, inherit=inherit)
         finish(run, say)
 
 
@@ -112,11 +117,12 @@ def _accuracy(values: "Sequence[float]") -> str:
     return f"{fmean(values):.2f}{f' +- {stdev(values):.2f}' if len(values) > 1 else ''} %"
 
 
-def retrain_widths(run: "Run", widths: "Widths", seeds: list[int], say: Say) -> "RetrainRecord":
+def retrain_widths(run: "Run", widths: "Widths", seeds: list[int], say: Say, *, inherit: bool = False) -> "RetrainRecord":
     """Retrain and say how the found and the uniform width did."""
     from bcnet.report.run_page import verdict
 
-    record = run.retrain(widths, seeds)
+    record = run.retrain(widths, seeds, inherit=inherit)
+    say(f"start: {'the weights that the supernet has for each width' if inherit else 'from scratch'}")
     for kind, row in (("found", record.found), ("uniform", record.uniform)):
         name = row.widths or "-".join(map(str, row.channels)) + " channels"
         say(f"{kind:8} {name}: test accuracy {_accuracy(row.acc)} over {plural(len(row.acc), 'seed')}, {human(row.flops)} FLOPs")
@@ -124,7 +130,12 @@ def retrain_widths(run: "Run", widths: "Widths", seeds: list[int], say: Say) -> 
     return record
 
 
-def _seeds(text: str) -> list[int]:
+def read_seeds(text: str) -> list[int]:
+    """Seeds from ``0,1,2``.
+
+    Raises:
+        UserError: it is something else.
+    """
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError as error:

@@ -32,7 +32,7 @@ class ResidentData:
         train, val = balanced_split(source.train.labels[source.train.index], config.num_val, rng)
         self.classes = source.classes
         self.input_shape = source.train.shape
-        self.mean, self.std = _channel_statistics(source.train)
+        self.mean, self.std = chosen_statistics(config, self.input_shape[0]) or _channel_statistics(source.train)
         resident = _bytes(source) <= config.resident_gib * 2**30
 
         def place(part: ImageSet) -> ImageSet:
@@ -72,6 +72,19 @@ class ResidentData:
 
 def _bytes(source: Source) -> int:
     return source.train.images.numel() + source.test.images.numel()
+
+
+def chosen_statistics(config: DataConfig, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The mean and standard deviation that a config names, if it does.
+
+    Raises:
+        UserError: they are of another number of channels than the images.
+    """
+    if config.mean is None or config.std is None:
+        return None
+    if len(config.mean) != channels:
+        raise UserError(f"data.mean has {len(config.mean)} values, and the images have {channels} channels")
+    return tuple(config.mean), tuple(config.std)
 
 
 def _channel_statistics(images: ImageSet, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:

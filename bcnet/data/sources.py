@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from bcnet.config import DataConfig
+from bcnet.data.folder import Files, find_images, open_image
 from bcnet.errors import UserError
 from bcnet.files import cache_folder, write_atomic
 from bcnet.progress import ProgressBar
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
 DIGITS_TEST_IMAGES = 800
 
 
@@ -124,35 +124,13 @@ def _cifar(config: DataConfig) -> Source:
 
 
 def _imagefolder(root: Path, image_size: int | None) -> Source:
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; imagefolder wants {root}/train/CLASS/*.jpg and {root}/test/CLASS/*.jpg")
-    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
-    classes = _class_names(root / "train")
-    test_classes = _class_names(test)
-    if classes != test_classes:
-        odd = sorted(set(classes) ^ set(test_classes))
-        raise UserError(f"{root}: class folders of train and {test.name} differ: {', '.join(odd[:5])}")
-    return Source(_read_folder(root / "train", classes, image_size), _read_folder(test, classes, image_size), classes)
+    train, test, classes = find_images(root)
+    return Source(_read_folder(train, image_size), _read_folder(test, image_size), classes)
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; imagefolder wants train/ and test/ (or val/) with one folder per class")
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
-    if not names:
-        raise UserError(f"{folder}: no class folders in it; imagefolder wants {folder}/CLASS/*.jpg")
-    return names
-
-
-def _read_folder(folder: Path, classes: tuple[str, ...], image_size: int | None) -> ImageSet:
+def _read_folder(images: Files, image_size: int | None) -> ImageSet:
     """Decode once; later runs read the cached array."""
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        images = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not images:
-            raise UserError(f"{folder / name}: no images in it; expected files such as 0001.jpg or .png")
-        files += images
-        labels += [label] * len(images)
+    folder, files, labels = images.folder, images.paths, images.labels
     key = hashlib.sha256(f"{folder.resolve()} {image_size}".encode())
     for path in files:
         stat = path.stat()
@@ -160,8 +138,8 @@ def _read_folder(folder: Path, classes: tuple[str, ...], image_size: int | None)
     cached = cache_folder() / f"images-{key.hexdigest()[:24]}.npy"
     if not cached.is_file():
         write_atomic(cached, lambda temporary: _decode_all(files, image_size, temporary))
-    images = np.load(cached, mmap_mode="c", allow_pickle=False)
-    return ImageSet(torch.from_numpy(images), torch.tensor(labels))
+    array = np.load(cached, mmap_mode="c", allow_pickle=False)
+    return ImageSet(torch.from_numpy(array), torch.tensor(labels))
 
 
 def _decode_all(files: list[Path], image_size: int | None, target: Path) -> None:
@@ -185,11 +163,7 @@ def _decode_all(files: list[Path], image_size: int | None, target: Path) -> None
 def _decode(path: Path, image_size: int | None) -> np.ndarray[Any, Any]:
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as file:
-            image: Any = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be decoded as an image ({type(error).__name__}); replace or remove the file") from error
+    image = open_image(path)
     if image_size is not None:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
     pixels: np.ndarray[Any, Any] = np.asarray(image).transpose(2, 0, 1)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,29 @@ from bcnet.errors import UserError, first_line
 from bcnet.models.channel_bench import MobileNet, ResNet
 from bcnet.models.cifar import ResNet20
 from bcnet.models.digits import DigitsResNet
+from bcnet.models.padded import PaddedResNet
+from bcnet.models.shake_shake import ShakeShake
+from bcnet.models.stem import cifar_stem
 from bcnet.plugins import import_object
 
 OWN_MODELS: dict[str, Callable[..., nn.Module]] = {
     "channel_bench/mobilenet": MobileNet,
     "channel_bench/resnet": ResNet,
     "cifar/resnet20": ResNet20,
+    "cifar/resnet20_padded": partial(PaddedResNet, depth=20),
+    "cifar/resnet56_padded": partial(PaddedResNet, depth=56),
+    "cifar/shake_shake26_2x32d": partial(ShakeShake, width=32),
+    "cifar/shake_shake26_2x64d": partial(ShakeShake, width=64),
     "digits/resnet": DigitsResNet,
 }
 DEFAULT_INPUTS = {
     "channel_bench/mobilenet": (3, 32, 32),
     "channel_bench/resnet": (3, 32, 32),
     "cifar/resnet20": (3, 32, 32),
+    "cifar/resnet20_padded": (3, 32, 32),
+    "cifar/resnet56_padded": (3, 32, 32),
+    "cifar/shake_shake26_2x32d": (3, 32, 32),
+    "cifar/shake_shake26_2x64d": (3, 32, 32),
     "digits/resnet": (1, 8, 8),
 }
 
@@ -36,16 +48,20 @@ def build_model(name: str, num_classes: int, *, seed: int = 0, pretrained: bool 
         num_classes: number of logits, passed on as ``num_classes``.
         seed: of the initial weights.
         pretrained: load the weights that timm or torchvision publish, or those that a factory with an argument of that name loads.
-        args: further keyword arguments of the factory.
+        args: further keyword arguments of the factory. With ``cifar_stem`` among them, the stem is made for 32x32 images.
 
     Raises:
         UserError: unknown name, or the factory refused the arguments.
     """
     factory = _find_factory(name, pretrained)
+    rest = dict(args or {})
+    small = bool(rest.pop("cifar_stem", False))
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = factory(num_classes=num_classes, **(args or {}))
+            model = factory(num_classes=num_classes, **rest)
+            if small and isinstance(model, nn.Module):
+                model = cifar_stem(model)
     except Exception as error:
         given = f"num_classes={num_classes}, {args or {}}"
         raise UserError(f"model {name!r} could not be built with {given}: {first_line(error)}") from error

@@ -1,6 +1,6 @@
 """The pictures of a run: each function draws one PNG from plain values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -51,6 +51,19 @@ def draw_training(path: Path, losses: Sequence[float], steps_per_epoch: int, pas
     axes.set(xlabel="epoch", ylabel="cross-entropy", title=f"Training loss ({passes:,} forward-backward passes)")
     axes.set_ylim(min(smooth.min(), values.min()) * 0.95, np.quantile(values, 0.995) * 1.05)
     axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_courses(path: Path, courses: Mapping[str, Sequence[tuple[int, float, float]]]) -> None:
+    """Loss and learning rate of trainings: step, loss and rate of every row."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+    for name, rows in courses.items():
+        steps, losses, rates = zip(*rows, strict=True) if rows else ((), (), ())
+        left.plot(steps, losses, label=name)
+        right.plot(steps, rates)
+    left.set(xlabel="step", ylabel="cross-entropy", title="Training loss")
+    right.set(xlabel="step", ylabel="learning rate", title="Learning rate")
+    left.legend(frameon=False)
     _save(figure, path)
 
 
@@ -134,7 +147,7 @@ def draw_widths(path: Path, names: Sequence[str], channels: dict[str, Sequence[i
 
 
 def draw_retraining(path: Path, results: dict[str, Sequence[float]]) -> None:
-    """Test accuracy of networks trained from scratch: one dot per seed, mean and standard deviation."""
+    """Test accuracy of networks trained after the search: one dot per seed, mean and standard deviation."""
     figure, axes = plt.subplots(figsize=(6.5, 1.2 + 0.5 * len(results)))
     for row, values in enumerate(results.values()):
         colour = ORANGE if row % 2 else BLUE  # found and uniform widths take turns

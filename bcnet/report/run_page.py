@@ -66,6 +66,9 @@ def _add_found(page: Page, run: Run, search: SearchRecord) -> None:
     page.section("The width that was found", text(words), picture(run.folder / "widths.png", "channels per group"))
 
 
+_STARTS = {"scratch": "from scratch", "inherited": "from the supernet's weights"}
+
+
 def _add_retraining(page: Page, run: Run) -> None:
     """Every width that was retrained so far, each beside the uniform one of its FLOPs."""
     retrainings = run.retrainings()
@@ -73,16 +76,18 @@ def _add_retraining(page: Page, run: Run) -> None:
         return
     entries = {}
     for one in retrainings:
-        entries[str(one.found.widths)] = one.found
-        entries[f"uniform like {one.found.widths}"] = one.uniform
+        name = f"{one.found.widths}{', inherited' if one.start == 'inherited' else ''}"
+        entries[name] = one.found
+        entries[f"uniform like {name}"] = one.uniform
     plots.draw_retraining(run.folder / "retraining.png", {name: entry.acc for name, entry in entries.items()})
     rows = [
         (name, human(entry.flops), human(entry.params), len(entry.acc), fmean(entry.acc), _spread(entry.acc))
         for name, entry in entries.items()
     ]
     header = ("width", "FLOPs", "params", "seeds", "test accuracy [%]", "standard deviation")
-    verdicts = [text(f"{one.found.widths}: {verdict(one)}") for one in retrainings]
-    page.section("Trained from scratch", *verdicts, table(header, rows), picture(run.folder / "retraining.png", "accuracy per seed"))
+    verdicts = [text(f"{one.found.widths}, {_STARTS[one.start]}: {verdict(one)}") for one in retrainings]
+    heading = "Trained from scratch" if all(one.start == "scratch" for one in retrainings) else "Trained after the search"
+    page.section(heading, *verdicts, table(header, rows), picture(run.folder / "retraining.png", "accuracy per seed"))
 
 
 def _add_together(page: Page, run: Run) -> None:

@@ -1,12 +1,14 @@
 """BN statistics for one subnet: a cumulative average over a few training batches."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from bcnet.machine import autocast
 from bcnet.supernet.layers import BATCH_NORM
+from bcnet.supernet.supernet import Supernet
 
 
 def calibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, bf16: bool = False) -> None:
@@ -37,3 +39,19 @@ def calibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, b
         for norm, (momentum, track) in zip(norms, before, strict=True):
             norm.momentum, norm.track_running_stats = momentum, track
             norm.eval()
+
+
+@contextmanager
+def undisturbed(supernet: Supernet) -> Iterator[None]:
+    """Whatever is calibrated and evaluated inside, the supernet's statistics, modes and active subnet are as they were afterwards."""
+    buffers = [(buffer, buffer.clone()) for buffer in supernet.buffers()]
+    modes = [(module, module.training) for module in supernet.modules()]
+    active = supernet.active
+    try:
+        yield
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        for module, training in modes:
+            module.training = training
+        supernet.set_active_subnet(*active)

@@ -25,6 +25,8 @@ class Supernet(nn.Module):
         wide: hold ``K + k_min`` bins per group (BCNetV2) instead of ``K``. The added channels are drawn from the plain
             layer's own initial values, so any initialiser is kept; the first ``K`` bins hold the model's parameters.
         seed: of that draw.
+        wrap: the added channels are copies of the group's first ones instead, so that a trained model's function is that of the full
+            width on both sides.
         fuse: let BN layers on the CPU do the ReLU behind them.
         switchable_norms: give every BN layer scales and shifts of its own for every width (slimmable networks, ICLR 2019).
         switchable_classifier: give the layers that read a group and give the outputs weights of their own for every width of it.
@@ -37,6 +39,7 @@ class Supernet(nn.Module):
         *,
         wide: bool = False,
         seed: int = 0,
+        wrap: bool = False,
         fuse: bool = True,
         switchable_norms: bool = False,
         switchable_classifier: bool = False,
@@ -47,7 +50,7 @@ class Supernet(nn.Module):
         self.channel_table = space.channel_table(wide)
         totals = [row[-1] for row in self.channel_table]
         self.net = copy_network(model)
-        make_sliceable(self.net, space, totals, torch.Generator().manual_seed(seed))
+        make_sliceable(self.net, space, totals, None if wrap else torch.Generator().manual_seed(seed))
         for module in self.net.modules():
             if isinstance(module, BATCH_NORM):
                 module.track_running_stats = False
@@ -127,8 +130,11 @@ def set_active_channels(net: nn.Module, channels: Sequence[int], side: Side) -> 
             slices.select(channels, side)
 
 
-def make_sliceable(net: nn.Module, space: Space, totals: Sequence[int], generator: torch.Generator) -> None:
-    """Widen every layer that touches a group to ``totals`` channels per group and make it slimmable, in place."""
+def make_sliceable(net: nn.Module, space: Space, totals: Sequence[int], generator: torch.Generator | None) -> None:
+    """Widen every layer that touches a group to ``totals`` channels per group and make it slimmable, in place.
+
+    New channels are drawn from the old values; without a generator they are copies of the first ones.
+    """
     widened = set()
     for layer in space.layers:
         if not layer.is_searched:
@@ -138,7 +144,12 @@ def make_sliceable(net: nn.Module, space: Space, totals: Sequence[int], generato
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if name in tensors and id(tensor) not in widened:
                 widened.add(id(tensor))
-                tensor.data = _widen(tensor.detach(), [_kept_entries(dim, totals) for dim in tensors[name].dims], generator)
+                dims = tensors[name].dims
+                tensor.data = (
+                    _wrap(tensor.detach(), dims, totals)
+                    if generator is None
+                    else _widen(tensor.detach(), [_kept_entries(dim, totals) for dim in dims], generator)
+                )
         make_slimmable(module, layer, totals)
 
 
@@ -155,6 +166,18 @@ def _kept_entries(segments: tuple[Segment, ...], totals: Sequence[int]) -> tuple
         kept.append((slice(offset, offset + own), slice(before, before + own)))
         offset, before = offset + segment.entries(totals), before + own
     return kept, offset
+
+
+def _wrap(tensor: Tensor, dims: Sequence[tuple[Segment, ...]], totals: Sequence[int]) -> Tensor:
+    """Copy a tensor into a larger one, in which every run of channels begins again behind its end."""
+    for number, segments in enumerate(dims):
+        parts, before = [], 0
+        for segment in segments:
+            own = segment.channels * segment.repeat
+            parts.append(before + torch.arange(segment.entries(totals)) % own)
+            before += own
+        tensor = tensor.index_select(number, torch.cat(parts).to(tensor.device))
+    return tensor
 
 
 def _widen(tensor: Tensor, dims: Sequence[tuple[_Kept, int]], generator: torch.Generator) -> Tensor:

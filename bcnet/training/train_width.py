@@ -9,6 +9,7 @@ from torch import nn
 
 from bcnet.config import RecipeConfig
 from bcnet.data.interfaces import TrainSource
+from bcnet.training.optimizer import ENTRYWISE
 from bcnet.training.stack import NetworkStack, NotStackable, StackedBatches
 from bcnet.training.strategies.base import plain_passes
 from bcnet.training.trainer import Trainer
@@ -62,6 +63,8 @@ def _side_by_side(
 ) -> tuple[nn.Module, Any, int]:
     if len(networks) == 1:
         raise NotStackable("one network is no stack")
+    if recipe.accumulate > 1 or recipe.optimizer not in ENTRYWISE:
+        raise NotStackable("these networks would see each other's images or weights")
     if recipe.clip_norm is not None:
         raise NotStackable("a limit on the gradient norm of a stack would couple its networks")
     return NetworkStack(networks, input_shape), StackedBatches(batches), 0

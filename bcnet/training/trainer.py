@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,8 @@ from bcnet.distributed import agree, process_rank, world_size
 from bcnet.errors import Interrupted, UserError, first_line
 from bcnet.files import remove_leftovers
 from bcnet.kernels.pointwise import safe_convolutions
-from bcnet.machine import autocast, seed_dropout
+from bcnet.machine import autocast, memory, seed_dropout
+from bcnet.models.copying import copy_network
 from bcnet.models.layout import to_device
 from bcnet.models.outputs import logits_of
 from bcnet.progress import ProgressBar
@@ -33,8 +34,11 @@ from bcnet.seeds import STREAM_STEP, derive_seed
 from bcnet.supernet.supernet import Supernet
 from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
 from bcnet.training.fairness import TrainingCounts
+from bcnet.training.optimizer import clip_gradients, make_optimizer
 from bcnet.training.records import LossRecords
+from bcnet.training.schedule import lr_factor
 from bcnet.training.strategies.base import Pass, plain_passes
+from bcnet.training.watch import Watcher
 
 FLUSH_STEPS = 20  # steps between two looks at the losses, which wait for the device; then, too, processes agree on what to do
 
@@ -70,6 +74,10 @@ class Trainer:
         checkpoint_seconds: longest time between two saves.
         identity: a string that a checkpoint must carry to be continued here.
         label: shown beside the progress bar; empty: no bar.
+        watchers: told how it goes, every `FLUSH_STEPS` steps.
+        look: measures the model as it is, by name; it must leave everything as it was.
+        look_steps: steps between two such looks.
+        teacher: a trained network, from whose softmax every pass learns instead of the labels; it stays as it is.
     """
 
     def __init__(
@@ -87,15 +95,22 @@ class Trainer:
         checkpoint_seconds: float = 60.0,
         identity: str = "",
         label: str = "",
+        watchers: Sequence[Watcher] = (),
+        look: Callable[[nn.Module], dict[str, float]] | None = None,
+        look_steps: int = 0,
+        teacher: nn.Module | None = None,
     ) -> None:
+        self.watchers, self.look, self.look_steps = watchers, look, look_steps
+        self.teacher = None if teacher is None else to_device(copy_network(teacher), device).eval()
         self.model = to_device(model, device).train()
         self.batches, self.recipe, self.device, self.bf16, self.seed = batches, recipe, device, bf16, seed
         self.passes, self.records, self.label = passes, records, label
         self.checkpoint, self.checkpoint_seconds, self.identity = checkpoint, checkpoint_seconds, identity
         self.total_steps = max(1, round(recipe.epochs * batches.steps_per_epoch))
-        self.optimizer = _make_optimizer(model, recipe)
+        self.optimizer = make_optimizer(model, recipe)
         self.warmup_steps = min(round(recipe.warmup_epochs * batches.steps_per_epoch), self.total_steps - 1)
         self.ema = _make_ema(model, recipe.ema_decay)
+        self._runner = _compiled(self.model, recipe.compile)
         self.counts = TrainingCounts(model.space.groups, model.wide) if isinstance(model, Supernet) else None
         self.history = History()
         self.step = 0
@@ -121,7 +136,9 @@ class Trainer:
             self._refuse_other_steps()
         if self.checkpoint is not None and process_rank() == 0:
             remove_leftovers(self.checkpoint)
-        replica = _replicate(self.model) if world_size() > 1 else None
+        replica = _replicate(self._runner) if world_size() > 1 else None
+        for watcher in self.watchers:
+            watcher.begin(self.step)
         done_before, seconds_before = self.step, self.history.seconds
         started = saved = time.monotonic()
         bar = ProgressBar(self.label, self.total_steps, self.step)
@@ -134,7 +151,11 @@ class Trainer:
                 if self.step % FLUSH_STEPS == 0 or self.step == last:
                     self._flush()
                     rate = (self.step - done_before) * self.batches.batch_size / (now - started)
-                    bar.update(self.step, f"loss {mean(self.history.loss[-FLUSH_STEPS:]):.3f}, {rate:,.0f} images/s")
+                    loss = mean(self.history.loss[-FLUSH_STEPS:])
+                    bar.update(self.step, f"loss {loss:.3f}, {rate:,.0f} images/s")
+                    self._tell({"loss": loss, "lr": self.rate(self.step - 1), "images_per_second": rate} | memory(self.device))
+                if self.look is not None and (self.step == self.total_steps or self.step % self.look_steps == 0):
+                    self._tell(self.look(self.trained))
                 must_stop, must_save = self._agree(now - saved >= self.checkpoint_seconds)
                 if must_stop:
                     self.save()
@@ -144,6 +165,14 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
         self.save()
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.recipe.lr * lr_factor(self.recipe, step, self.warmup_steps, self.total_steps, self.batches.steps_per_epoch)
+
+    def _tell(self, row: dict[str, float]) -> None:
+        for watcher in self.watchers:
+            watcher.tell(self.step, row)
 
     def _agree(self, wants_to_save: bool) -> tuple[bool, bool]:
         """Whether to stop, and whether to save. Each process has its own clock and signals, so they decide together, now and then."""
@@ -166,28 +195,19 @@ class Trainer:
             )
 
     def _train_step(self, replica: DistributedDataParallel | None) -> None:
+        rate = self.rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * cosine_with_warmup(self.step, self.warmup_steps, self.total_steps)
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         seed_dropout(derive_seed(self.seed, STREAM_STEP, self.step * world_size() + process_rank()), self.device)
         images, labels = self.batches.batch(self.step)
         passes = self.passes(self.step)
         self.optimizer.zero_grad(set_to_none=False)
-        losses: list[Tensor] = []
-        teacher: Tensor | None = None
-        for number, one in enumerate(passes):
-            if one.widths is not None:
-                self.model.set_active_subnet(one.widths, one.side)  # type: ignore[operator]
-            network = self.model if replica is None else replica
-            with _no_sync(replica, number < len(passes) - 1):
-                with autocast(self.device, self.bf16):
-                    logits = logits_of(network(images))
-                loss = self._loss(logits.float(), labels, teacher if one.distilled else None)
-                (loss * one.weight).backward()
-            if number == 0:
-                teacher = logits.detach().float().softmax(1)
-            losses.append(loss.detach())
-        if self.recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        parts = list(zip(images.chunk(self.recipe.accumulate), labels.chunk(self.recipe.accumulate), strict=True))
+        of_parts = [
+            self._accumulate(passes, *part, share=len(part[1]) / len(labels), replica=replica, is_last=part is parts[-1]) for part in parts
+        ]
+        losses = of_parts[0] if len(parts) == 1 else [torch.stack(column).sum() for column in zip(*of_parts, strict=True)]
+        clip_gradients(self.model, self.recipe)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
@@ -195,6 +215,36 @@ class Trainer:
             self.counts.add(passes)
         self.history.passes += len(passes)
         self._pending.append((passes, losses))
+
+    def _accumulate(
+        self, passes: list[Pass], images: Tensor, labels: Tensor, *, share: float, replica: DistributedDataParallel | None, is_last: bool
+    ) -> list[Tensor]:
+        """Add the gradients of a part of the batch; returns the loss of every pass, times the part's share of the images."""
+        losses: list[Tensor] = []
+        trained = None if self.teacher is None else self._taught(images)
+        teacher = trained
+        for number, one in enumerate(passes):
+            if one.widths is not None:
+                self.model.set_active_subnet(one.widths, one.side)  # type: ignore[operator]
+            network = self._runner if replica is None else replica
+            with _no_sync(replica, not is_last or number < len(passes) - 1):
+                with autocast(self.device, self.bf16):
+                    logits = logits_of(network(images))
+                loss = self._loss(logits.float(), labels, teacher if one.distilled else trained)
+                if share < 1:
+                    loss = loss * share
+                (loss * one.weight).backward()
+            if number == 0 and trained is None:
+                teacher = logits.detach().float().softmax(1)
+            losses.append(loss.detach())
+        return losses
+
+    def _taught(self, images: Tensor) -> Tensor:
+        """What the teacher says of the images: probabilities, images x classes."""
+        assert self.teacher is not None
+        with torch.no_grad(), autocast(self.device, self.bf16):
+            logits = logits_of(self.teacher(images))
+        return logits.float().softmax(1)
 
     def _loss(self, logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
         if teacher is not None:
@@ -304,20 +354,15 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def _make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if recipe.decay_norm_and_bias or p.ndim > 1]
-    kept = [p for p in parameters if not (recipe.decay_norm_and_bias or p.ndim > 1)]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    used = [group for group in groups if group["params"]]
-    return torch.optim.SGD(used, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
-
-
-def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Factor of the peak learning rate: linear to 1 over ``warmup_steps``, then half a cosine down to 0 at the end."""
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
+def _compiled(model: nn.Module, backend: str | None) -> nn.Module:
+    """The model as ``torch.compile`` runs it, with the same parameters; itself without a backend."""
+    if backend is None:
+        return model
+    try:
+        compiled: nn.Module = torch.compile(model, backend=backend)  # type: ignore[assignment]
+    except Exception as error:  # torch's own type for a wrong name
+        raise UserError(f"compile={backend!r} is no backend of torch.compile ({first_line(error)}): such as inductor") from error
+    return compiled
 
 
 def _make_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:

@@ -133,7 +133,7 @@ def test_uniform_widths_scale_the_model_up_to_the_widened_size(wide_digits):
 
 
 def test_published_weights_cannot_be_widened():
-    with pytest.raises(UserError, match="published weights are of the model's own widths"):
+    with pytest.raises(UserError, match="trained weights are of the model's own widths"):
         Experiment(load_config("digits/bcnetv2", ["space.widen=1.5", "model.pretrained=true"]))
     with pytest.raises(UserError, match=r"space\.widen: 0\.5 is wrong: input should be greater than or equal to 1$"):
         load_config("digits/bcnetv2", ["space.widen=0.5"])

@@ -15,7 +15,8 @@ from bcnet.errors import Interrupted, UserError
 from bcnet.files import write_atomic
 from bcnet.run import Run
 from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
-from bcnet.training.trainer import Trainer, cosine_with_warmup
+from bcnet.training.schedule import cosine_with_warmup
+from bcnet.training.trainer import Trainer
 
 STRATEGIES = ("uniform", "autoslim", "bcnet", "bcnetv2", "bcnetv2_distilled")
 

@@ -1,0 +1,105 @@
+"""Plain training of any network: a folder with its config, how it went, and one trained network per seed."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from bcnet.config import Config, differing_keys, dump_config, load_config
+from bcnet.distributed import process_rank
+from bcnet.errors import UserError
+from bcnet.experiment import COLUMNS, Experiment
+from bcnet.files import write_json, write_text
+from bcnet.results import FitRecord, FittedNetwork, read_record
+from bcnet.scoring.evaluate import evaluate
+from bcnet.seeds import STREAM_MODEL, derive_seed
+from bcnet.supernet.extract import save_network
+from bcnet.supernet.survey import count_flops
+from bcnet.training.train_width import train_width
+from bcnet.training.watch import make_watchers
+
+_FIXED_SECTIONS = ("data", "model", "retrain")  # that decide what is trained
+
+
+class Fit:
+    """Trainings of the model of a config by its section ``retrain``, on all training images; test images are looked at once.
+
+    Args:
+        folder: where everything is written; a training that was begun there goes on.
+        config: data, model and recipe.
+
+    Raises:
+        UserError: the folder holds something else, or a training with other settings.
+    """
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.experiment = folder, Experiment(config)
+        written = folder / "config.yaml"
+        if written.is_file():
+            other = [key for key in differing_keys(load_config(written), config) if key.split(".")[0] in _FIXED_SECTIONS]
+            if other:
+                raise UserError(f"{folder}: was begun with another {', '.join(other[:4])}; use the same settings, or choose another --out")
+        elif folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} exists, is not empty and holds no training; choose another --out")
+        model = self.experiment.build_model(0, pretrained=True)  # what cannot be trained is refused before anything is written
+        self.experiment.data.train_batches("full_train", config.retrain.batch_size, 0)
+        self.flops = count_flops(model, self.experiment.data.input_shape)
+        self.params = sum(parameter.numel() for parameter in model.parameters())
+        if process_rank() == 0 and not written.is_file():
+            write_text(written, dump_config(config))
+            write_json(folder / "environment.json", self.experiment.environment())
+
+    def run(self, seeds: Sequence[int]) -> FitRecord:
+        """Train with every seed that was not trained yet."""
+        fitted = [self._train(seed) for seed in seeds]
+        record = FitRecord(
+            model=self.experiment.config.model.name,
+            acc=[one.accuracy for one in fitted],
+            seeds=list(seeds),
+            flops=self.flops,
+            params=self.params,
+            start="trained" if self.experiment.config.model.is_trained else "scratch",
+        )
+        if process_rank() == 0:
+            record.write(self.folder / "fit.json")
+        return record
+
+    def _train(self, seed: int) -> FittedNetwork:
+        own, folder = self.experiment, self.folder / f"seed{seed}"
+        result, checkpoint = folder / "result.json", folder / "checkpoint.pt"
+        if result.is_file():
+            return read_record(result, FittedNetwork, "the result of a training")
+        recipe, data = own.config.retrain, own.data
+        (network,) = train_width(
+            [own.build_model(derive_seed(seed, STREAM_MODEL), pretrained=True)],
+            [data.train_batches("full_train", recipe.batch_size, seed)],
+            recipe,
+            seeds=[seed],
+            input_shape=data.input_shape,
+            device=own.device,
+            bf16=own.bf16,
+            checkpoint=checkpoint,
+            checkpoint_seconds=own.config.checkpoint_seconds,
+            identity=hashlib.sha256(f"{own.config.model_dump_json(include=set(_FIXED_SECTIONS))} {seed}".encode()).hexdigest(),
+            label=f"{own.config.model.name}, seed {seed}",
+            watchers=make_watchers(folder, own.config.watch, COLUMNS),
+            teacher=own.teacher(recipe),
+        )
+        test = evaluate(network, own.test, bf16=own.bf16)
+        fitted = FittedNetwork(accuracy=100 * test["accuracy"], cross_entropy=test["cross_entropy"])
+        if process_rank() == 0:
+            save_network(folder, network, self._describe() | {"test_accuracy": fitted.accuracy, "seed": seed})
+            fitted.write(result)
+            checkpoint.unlink(missing_ok=True)
+        return fitted
+
+    def _describe(self) -> dict[str, object]:
+        model, data = self.experiment.config.model, self.experiment.data
+        return {
+            "model": {"name": model.name, "num_classes": len(data.classes), "args": model.args},
+            "flops": self.flops,
+            "params": self.params,
+            "input_shape": list(data.input_shape),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "classes": list(data.classes),
+        }

@@ -1,0 +1,122 @@
+"""What a training says of itself while it runs: rows of numbers, to a CSV file and to those who want to watch elsewhere."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from bcnet.distributed import process_rank
+from bcnet.errors import UserError
+from bcnet.files import write_text
+
+Row = Mapping[str, float]
+
+
+class Watcher(Protocol):
+    """Is told how a training goes."""
+
+    def begin(self, step: int) -> None:
+        """The training begins, or goes on, at a step; what was told of later ones did not happen."""
+
+    def tell(self, step: int, row: Row) -> None:
+        """Some numbers of a step, by name."""
+
+
+class CsvFile:
+    """Rows in a CSV file, one per look; a training that is resumed goes on where it was.
+
+    Args:
+        path: of the file.
+        columns: names that a row may have; others are an error.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path, self.columns = path, ("step", *columns)
+
+    def begin(self, step: int) -> None:
+        """Keep the rows up to this step."""
+        kept = [self.columns, *(row for row in self._rows() if int(row[0]) <= step)]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(kept)
+        write_text(self.path, text.getvalue())
+
+    def tell(self, step: int, row: Row) -> None:
+        """Write a row; numbers that it has not are left empty."""
+        assert set(row) <= set(self.columns)
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            cells = [f"{row[name]:.6g}" if name in row else "" for name in self.columns[1:]]
+            csv.writer(file, lineterminator="\n").writerow([step, *cells])
+
+    def _rows(self) -> list[list[str]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+        return [row for row in rows[1:] if len(row) == len(self.columns) and row[0].isdigit()] if rows[:1] == [list(self.columns)] else []
+
+
+class TensorBoard:
+    """Rows as scalars for TensorBoard (``pip install 'bcnet[watch]'``).
+
+    Raises:
+        UserError: it is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError("watch: tensorboard is not installed: pip install 'bcnet[watch]', or leave it out") from error
+        self._make: Any = SummaryWriter
+        self._folder, self._writer = folder, None
+
+    def begin(self, step: int) -> None:
+        """Later steps of an earlier life are hidden."""
+        self._writer = self._make(str(self._folder), purge_step=step + 1)
+
+    def tell(self, step: int, row: Row) -> None:
+        """Write every number as a scalar."""
+        if self._writer is not None:
+            for name, value in row.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+
+
+class WeightsAndBiases:
+    """Rows for Weights & Biases (``pip install 'bcnet[watch]'``); ``WANDB_MODE`` and ``WANDB_PROJECT`` tell it where.
+
+    Raises:
+        UserError: it is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("watch: wandb is not installed: pip install 'bcnet[watch]', or leave it out") from error
+        self._wandb: Any = wandb
+        self._folder = folder
+
+    def begin(self, step: int) -> None:
+        """Go on with the run of this folder."""
+        name = "-".join(self._folder.resolve().parts[-2:])
+        self._wandb.init(dir=str(self._folder), id=name, name=name, resume="allow")
+
+    def tell(self, step: int, row: Row) -> None:
+        """Log a row."""
+        self._wandb.log(dict(row), step=step)
+
+
+WATCHERS: dict[str, Callable[[Path], Watcher]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+
+
+def make_watchers(folder: Path, names: Sequence[str], columns: Sequence[str]) -> list[Watcher]:
+    """A CSV file in a folder, and those that are asked for by name; none on ranks other than 0.
+
+    Raises:
+        UserError: one that is not installed.
+    """
+    if process_rank() != 0:
+        return []
+    return [CsvFile(folder / "progress.csv", columns), *(WATCHERS[name](folder) for name in names)]

@@ -1,0 +1,300 @@
+"""A trained ResNet made smaller on CIFAR-10: by uniform widths, by Torch-Pruning, and by bcnet from its weights and from scratch.
+
+    python benchmarks/own_model.py --data FOLDER --weights resnet20-cifar10-12fca82f.th --out RUNS [--depth 20] [--seeds 0,1,2]
+
+FOLDER is what ``imagefolder`` reads. At each budget of multiply-adds all networks are trained by one recipe with the same passes:
+
+uniform        the same share of every layer, the important channels of the trained model (first-order Taylor)
+magnitude      Torch-Pruning, global, by the magnitude of the kernels
+taylor         Torch-Pruning, global, by first-order Taylor
+bcnet          widths found by a supernet that starts from the trained weights and is taught by them; weights inherited from the supernet
+bcnet_sorted   the same widths with the trained model's own weights, as uniform has them
+scratch        widths found by a supernet from scratch; trained from scratch
+
+and beside them what NVIDIA publishes for FastNAS. Passes of the supernets are listed with the results; ``--extra-epochs`` lets the first
+three train so much longer. Torch-Pruning is wanted for its two rows: pip install torch-pruning. The same command goes on where it was.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bcnet.config import Config, load_config
+from bcnet.errors import UserError
+from bcnet.experiment import Experiment
+from bcnet.files import read_json, write_json
+from bcnet.machine import environment
+from bcnet.models.copying import copy_network
+from bcnet.run import Run
+from bcnet.scoring.evaluate import evaluate
+from bcnet.supernet.importance import channel_importance
+from bcnet.supernet.order import sort_channels
+from bcnet.supernet.supernet import Supernet, narrow, set_active_channels
+from bcnet.supernet.survey import count_flops
+from bcnet.training.train_width import train_width
+
+METHODS = ("uniform", "magnitude", "taylor", "bcnet", "bcnet_sorted", "scratch")
+PUBLISHED = {
+    "what": "NVIDIA ModelOpt FastNAS, ResNet20 on CIFAR-10 (original images); its FLOPs are twice the multiply-adds",
+    "model": {"mflops": 81.2, "accuracy": 90.9},
+    "found": {"mflops": 59.2, "accuracy": 90.3},
+}
+PRUNING_STEPS = 100
+PRUNING_BATCHES = 2
+
+
+class Study:
+    """One seed of everything.
+
+    Args:
+        options: of the command line.
+        seed: of the supernets, the orders of the images and the augmentation.
+    """
+
+    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+        self.options, self.seed = options, seed
+        self.folder = options.out / f"seed{seed}"
+        self._runs: dict[str, Run] = {}
+
+    def config(self, *more: str) -> Config:
+        """The settings, maybe with others."""
+        options = self.options
+        own = [
+            "data.source=imagefolder",
+            f"data.root={options.data}",
+            f"data.num_val={options.num_val}",
+            f"model.name=cifar/resnet{options.depth}_padded",
+            f"seed={self.seed}",
+            f"train.strategy={options.strategy}",
+            f"train.epochs={options.supernet_epochs}",
+            f"retrain.epochs={options.epochs}",
+            f"train.lr={options.supernet_lr}",
+            f"retrain.lr={options.lr}",
+            f"device={options.device}",
+            *options.set,
+        ]
+        return load_config("cifar/resnet20_padded", [*own, *more])
+
+    def supernet(self, start: str) -> Run:
+        """A supernet, trained as far as it was not: from the trained weights (``trained``) or from ``scratch``."""
+        if start in self._runs:
+            return self._runs[start]
+        more = [f"model.weights={self.options.weights}", "train.teacher=pretrained"] if start == "trained" else []
+        run = Run.create(self.folder / f"supernet-{start}", self.config(*more), resume=True)
+        run.train()
+        self._runs[start] = run
+        return run
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The trained model, its space and the images."""
+        return Experiment(self.config(f"model.weights={self.options.weights}"))
+
+    @cached_property
+    def trained(self) -> nn.Module:
+        """The trained model, the important channels of every group first."""
+        own = self.experiment
+        importance = channel_importance(own.model, own.space, "taylor", own.data.eval_batches("train", 256, 2048), own.device)
+        return sort_channels(own.model, own.space, importance, own.data.input_shape)
+
+    def subnet(self, channels: Sequence[int]) -> nn.Module:
+        """The trained model's first channels of every group."""
+        supernet = Supernet(self.trained, self.experiment.space)
+        set_active_channels(supernet.net, channels, "left")
+        return supernet.get_active_subnet()
+
+    # The rows ------------------------------------------------------------------------------------------------------------
+
+    def uniform(self, flops: float) -> nn.Module:
+        """The same share of every layer."""
+        return self.subnet(self.experiment.uniform_channels(flops))
+
+    def magnitude(self, flops: float) -> nn.Module:
+        """Torch-Pruning by magnitude."""
+        return self._pruned(flops, "MagnitudeImportance")
+
+    def taylor(self, flops: float) -> nn.Module:
+        """Torch-Pruning by first-order Taylor."""
+        return self._pruned(flops, "TaylorImportance")
+
+    def bcnet(self, flops: float) -> nn.Module:
+        """Found from the trained weights, and inherited."""
+        run = self.supernet("trained")
+        return run.experiment.inherited(run.supernet, self._found("trained", flops))
+
+    def bcnet_sorted(self, flops: float) -> nn.Module:
+        """Found from the trained weights; the trained model's own."""
+        return self.subnet(self._found("trained", flops))
+
+    def scratch(self, flops: float) -> nn.Module:
+        """Found from scratch, not trained yet."""
+        return narrow(self.experiment.build_model(self.seed), self.experiment.space, self._found("scratch", flops))
+
+    def _found(self, start: str, flops: float) -> list[int]:
+        """Channels per group that a search finds; searched once."""
+        file = self.folder / f"found-{start}-{int(flops)}.json"
+        if not file.is_file():
+            run, before = self.supernet(start), time.monotonic()
+            record = run.search(f"flops={int(flops)}")
+            widths = run.space.decode(record.best.widths)
+            found = {"widths": record.best.widths, "channels": list(run.space.channels(widths)), "seconds": time.monotonic() - before}
+            write_json(file, found | {"passes": run.trained.history.passes, "train_seconds": run.trained.history.seconds})
+        return list(read_json(file, "what a search found")["channels"])
+
+    def _pruned(self, flops: float, importance: str) -> nn.Module:
+        """The trained model cut by Torch-Pruning, a little at a time, until it keeps the budget."""
+        try:
+            import torch_pruning as tp
+        except ImportError as error:
+            raise UserError("magnitude and taylor want Torch-Pruning: pip install torch-pruning, or leave them out of --methods") from error
+
+        own = self.experiment
+        model = copy_network(own.model).cpu().eval()
+        example = torch.zeros(1, *own.data.input_shape)
+        pruner: Any = tp.pruner.MetaPruner(
+            model,
+            example,
+            importance=getattr(tp.importance, importance)(),
+            global_pruning=True,
+            pruning_ratio=0.95,
+            max_pruning_ratio=0.9,
+            iterative_steps=PRUNING_STEPS,
+            ignored_layers=[model.classifier],
+        )
+        batches = [(x.cpu(), y.cpu()) for x, y in own.data.eval_batches("train", 256, 256 * PRUNING_BATCHES)]
+        for _ in range(PRUNING_STEPS):
+            if count_flops(model, own.data.input_shape) <= flops:
+                break
+            if importance == "TaylorImportance":
+                model.zero_grad()
+                for images, labels in batches:
+                    F.cross_entropy(model(images), labels).backward()
+            pruner.step()
+        if count_flops(model, own.data.input_shape) > flops:
+            raise UserError(f"Torch-Pruning did not come down to {flops:.0f} multiply-adds")
+        return model
+
+    # Training them -------------------------------------------------------------------------------------------------------
+
+    def result(self, method: str, budget: float) -> dict[str, Any]:
+        """Train a row's network and test it, unless that was done."""
+        flops = budget * self.experiment.costs.of_model("flops")
+        folder = self.folder / f"{method}-{budget:g}"
+        extra = self.options.extra_epochs if method in METHODS[:3] else 0.0
+        identity = self._identity(method, budget, extra)
+        file = folder / "result.json"
+        if file.is_file() and read_json(file, "a result")["identity"] == identity:
+            return dict(read_json(file, "a result"))
+        make: Callable[[float], nn.Module] = getattr(self, method)
+        network = make(flops)
+        own = self.experiment
+        costs = {"flops": count_flops(network.cpu(), own.data.input_shape), "params": sum(p.numel() for p in network.parameters())}
+        before = evaluate(network.to(own.device), own.test, bf16=own.bf16)["accuracy"]
+        recipe = own.config.retrain.model_copy(update={"epochs": own.config.retrain.epochs + extra})
+        (trained,) = train_width(
+            [network],
+            [own.data.train_batches("full_train", recipe.batch_size, self.seed)],
+            recipe,
+            seeds=[self.seed],
+            input_shape=own.data.input_shape,
+            device=own.device,
+            bf16=own.bf16,
+            checkpoint=folder / "checkpoint.pt",
+            identity=identity,
+            label=f"{method} {budget:g}, seed {self.seed}",
+        )
+        accuracy = evaluate(trained, own.test, bf16=own.bf16)["accuracy"]
+        result = {"identity": identity, "accuracy": 100 * accuracy, "accuracy_before": 100 * before, "epochs": recipe.epochs}
+        write_json(file, result | costs)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        return dict(read_json(file, "a result"))
+
+    def _identity(self, method: str, budget: float, extra: float) -> str:
+        weights = hashlib.sha256(self.options.weights.read_bytes()).hexdigest()
+        return hashlib.sha256(f"{self.config().model_dump_json()} {weights} {method} {budget} {extra} {self.seed}".encode()).hexdigest()
+
+    def of_model(self) -> dict[str, Any]:
+        """The trained model as it is, and after the same fine-tuning."""
+        tuned = self.result("uniform", 1.0)
+        return {"as published": tuned["accuracy_before"], "fine-tuned": tuned["accuracy"], "flops": tuned["flops"]}
+
+
+def main() -> None:
+    """Run what is missing and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--depth", type=int, choices=(20, 56), default=20)
+    parser.add_argument("--budgets", default="0.73,0.5,0.25", help="shares of the model's multiply-adds")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--strategy", default="bcnetv2_distilled")
+    parser.add_argument("--supernet-epochs", type=float, default=10)
+    parser.add_argument("--supernet-lr", type=float, default=0.02)
+    parser.add_argument("--epochs", type=float, default=20, help="of training every network")
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--extra-epochs", type=float, default=0.0, help="of uniform, magnitude and taylor, for what a supernet costs")
+    parser.add_argument("--num-val", type=int, default=5000)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings, such as score.additive=300")
+    options = parser.parse_args()
+    try:
+        run(options)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Every seed, method and budget."""
+    budgets, methods = [float(one) for one in options.budgets.split(",")], options.methods.split(",")
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown:
+        raise UserError(f"--methods: {unknown[0]!r} is none of {', '.join(METHODS)}")
+    studies = [Study(options, int(seed)) for seed in options.seeds.split(",")]
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for study in studies:
+        for budget in budgets:
+            for method in methods:
+                rows.setdefault(f"{budget:g}", {}).setdefault(method, []).append(study.result(method, budget))
+        print(table(rows), flush=True)
+    record = {
+        "model": [study.of_model() for study in studies],
+        "budgets": rows,
+        "searches": [read_json(file, "a search") for file in sorted(options.out.glob("seed*/found-*.json"))],
+        "published": PUBLISHED,
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+        "config": studies[0].config().model_dump(mode="json"),
+        "environment": environment(studies[0].experiment.device),
+    }
+    write_json(options.out / "results.json", record)
+    print(json.dumps(record["model"]))
+    print(f"{PUBLISHED['what']}: {PUBLISHED['model']} to {PUBLISHED['found']}")
+
+
+def table(rows: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+    """Markdown: test accuracy in per cent, mean and standard deviation over the seeds."""
+    lines = ["| budget | method | n | multiply-adds | params | before training | accuracy |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for budget, methods in rows.items():
+        for method, results in methods.items():
+            accuracies = [result["accuracy"] for result in results]
+            spread = f" +- {stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+            means = [fmean(result[key] for result in results) for key in ("flops", "params", "accuracy_before")]
+            cells = (budget, method, len(results), f"{means[0] / 1e6:.2f}M", f"{means[1] / 1e3:.1f}k", f"{means[2]:.2f}")
+            lines.append(f"| {' | '.join(map(str, cells))} | {np.mean(accuracies):.2f}{spread} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
