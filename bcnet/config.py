@@ -89,8 +89,8 @@ class ModelConfig(Section):
     """The plain network."""
 
     name: str = "digits/resnet"
-    """``channel_bench/mobilenet``, ``channel_bench/resnet``, ``cifar/resnet20``, ``digits/resnet``, ``timm/NAME``,
-    ``torchvision/NAME`` or ``package.module:factory``."""
+    """``channel_bench/mobilenet``, ``channel_bench/resnet``, ``cifar/resnet20``, ``densenas/chain`` (with ``args: {net_config: ...}``),
+    ``digits/resnet``, ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``."""
     pretrained: bool = False
     """Start the supernet from published weights: of timm or torchvision, or whatever a factory of your own with an argument
     ``pretrained`` loads. Retraining is from scratch all the same."""

@@ -11,6 +11,7 @@ from torch import nn
 from bcnet.errors import UserError, first_line
 from bcnet.models.channel_bench import MobileNet, ResNet
 from bcnet.models.cifar import ResNet20
+from bcnet.models.densenas import ChainNetwork
 from bcnet.models.digits import DigitsResNet
 from bcnet.plugins import import_object
 
@@ -18,6 +19,7 @@ OWN_MODELS: dict[str, Callable[..., nn.Module]] = {
     "channel_bench/mobilenet": MobileNet,
     "channel_bench/resnet": ResNet,
     "cifar/resnet20": ResNet20,
+    "densenas/chain": ChainNetwork,
     "digits/resnet": DigitsResNet,
 }
 DEFAULT_INPUTS = {
