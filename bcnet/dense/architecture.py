@@ -102,7 +102,7 @@ class ExpectedCost:
 
         self.heads = tensor([list(cost.heads[e.source, e.target]) for e in grid.heads], len(grid.head_names))
         self.stacks = tensor([list(cost.stacks[key]) for key in grid.layers], len(grid.stack_names))
-        self.lasts = cost.lasts
+        self.lasts = {block: like.new_tensor(value) for block, value in cost.lasts.items()}
         self.head_number = {(edge.source, edge.target): number for number, edge in enumerate(grid.heads)}
         layers: dict[int, list[int]] = {block: [] for block in grid.used}
         for number, (block, _) in enumerate(grid.layers):
@@ -119,7 +119,7 @@ class ExpectedCost:
         rest: dict[int, Tensor] = {}
         for row, block in reversed(list(enumerate(grid.used))):
             terms = [
-                heads.new_tensor(self.lasts[block])
+                self.lasts[block]
                 if edge.target == grid.end
                 else heads[self.head_number[block, edge.target]] + stack[edge.target] + rest[edge.target]
                 for edge in grid.outgoing[block]
