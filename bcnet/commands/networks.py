@@ -90,10 +90,10 @@ def retrain(
         if together and len(wanted) < 2:
             raise UserError(f"--together wants at least two widths, joined by commas, and --widths is {widths!r}")
         if together:
-            retrain_together(run, wanted, _seeds(seeds), say)
+            retrain_together(run, wanted, read_seeds(seeds), say)
         else:
             for one in wanted:
-                retrain_widths(run, one, _seeds(seeds), say)
+                retrain_widths(run, one, read_seeds(seeds), say)
         finish(run, say)
 
 
@@ -124,7 +124,8 @@ def retrain_widths(run: "Run", widths: "Widths", seeds: list[int], say: Say) -> 
     return record
 
 
-def _seeds(text: str) -> list[int]:
+def read_seeds(text: str) -> list[int]:
+    """Different seeds from ``0,1,2``."""
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError as error:

@@ -29,9 +29,9 @@ class GridConfig(Section):
     number more is the stage of the convolution at the end, else one above the last block's."""
     adjoin: int = Field(4, ge=1)
     """A block is connected to this many of the next ones at most."""
-    head: list[str] = Field(list(MBCONVS), min_length=1)
+    head: list[str] = Field(default_factory=lambda: list(MBCONVS), min_length=1)
     """Operations that a connection chooses from."""
-    stack: list[str] = list(MBCONVS)
+    stack: list[str] = Field(default_factory=lambda: list(MBCONVS))
     """Operations that a stacked layer chooses from, beside being skipped."""
     depth: int | list[int] = 3
     """Stacked layers of a block at most; a list says it for every block (the first has none)."""
@@ -44,7 +44,12 @@ class GridConfig(Section):
         for name, values in (("maps", self.maps), ("stages", self.stages), ("depth", self.depths)):
             if len(values) != count and not (name == "stages" and len(values) == count + 1):
                 raise ValueError(f"{name} has {len(values)} entries for {count} widths; there is one for every block")
-        for name, values, least in (("widths", self.widths, 1), ("maps", self.maps, 1), ("stages", self.stages, 0), ("depth", self.depths, 0)):
+        for name, values, least in (
+            ("widths", self.widths, 1),
+            ("maps", self.maps, 1),
+            ("stages", self.stages, 0),
+            ("depth", self.depths, 0),
+        ):
             if min(values) < least:
                 raise ValueError(f"{name} has {min(values)} in it; {least} is the least")
         for operation in (*self.head, *self.stack, *([self.first] if self.first else [])):

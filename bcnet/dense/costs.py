@@ -3,6 +3,7 @@
 FLOPs are multiply-adds of convolutions and linear layers for one image, parameters those of the network with BN's weight and bias.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,7 +40,7 @@ class GridCost:
     def of(self, choice: Choice) -> float:
         """The cost of a network."""
         path, total = choice.path, self.const + self.lasts[choice.path[-1]]
-        for step, (source, target) in enumerate(zip(path[:-1], path[1:], strict=True)):
+        for step, (source, target) in enumerate(itertools.pairwise(path)):
             total += self.heads[source, target][choice.heads[step]]
             total += sum(self.stacks[target, layer][operation] for layer, operation in enumerate(choice.stacks[step]))
         return total
@@ -101,7 +102,7 @@ def _extreme(grid: Grid, cost: GridCost, sign: int) -> Choice:
 
     rest: dict[int, tuple[float, Path]] = {}
     for block in reversed(grid.used):
-        options = []
+        options: list[tuple[float, Path]] = []
         for edge in grid.outgoing[block]:
             if edge.target == grid.end:
                 options.append((sign * cost.lasts[block], (block,)))
@@ -112,7 +113,7 @@ def _extreme(grid: Grid, cost: GridCost, sign: int) -> Choice:
             options.append((own + total, (block, *path)))
         rest[block] = min(options)
     path = rest[0][1]
-    heads = tuple(best(cost.heads[pair]) for pair in zip(path[:-1], path[1:], strict=True))
+    heads = tuple(best(cost.heads[pair]) for pair in itertools.pairwise(path))
     stacks = tuple(tuple(best(cost.stacks[block, layer]) for layer in range(grid.depth(block))) for block in path[1:])
     return Choice(path, heads, stacks)
 

@@ -113,7 +113,8 @@ class _Reader:
             raise UserError(f"{self.path}: not {WHAT}: wanted [stem and first block, blocks, last, classifier]")
         if len(tree[1]) != expected:
             raise UserError(f"{self.path}: a table of another grid: it has {len(tree[1])} blocks behind the first, the grid {expected}")
-        heads, stacks = {}, {}
+        heads: dict[tuple[int, int], list[float]] = {}
+        stacks: dict[tuple[int, int], list[float]] = {}
         for block in grid.used[1:]:
             where = f"block {block + 1} (width {grid.config.widths[block]})"
             entry = tree[1][block - 1]
@@ -197,7 +198,7 @@ def measure_grid(
     heads = {e: [want(name, widths[e.source], widths[e.target], e.stride, e.source) for name in grid.head_names] for e in grid.heads}
     stacks = {block: [want(name, widths[block], widths[block], 1, block) for name in grid.stack_names] for block in grid.used[1:]}
     lasts = [want("last", widths[edge.source], config.last, 1, edge.source) for edge in grid.incoming[grid.end]]
-    stem = [conv_bn(image[0], widths[0], 3, stride=config.stem_stride)]
+    stem: list[nn.Module] = [conv_bn(image[0], widths[0], 3, stride=config.stem_stride)]
     stem += [make_operation(config.first, widths[0], widths[0], 1)] if config.first else []
     wanted["stem",] = lambda: timed(nn.Sequential(*stem), image[0], image[1:])
     wanted["classifier",] = lambda: timed(nn.Linear(config.last, num_classes), config.last, ())

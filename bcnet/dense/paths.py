@@ -5,6 +5,7 @@ over that of the most probable one there. So without a budget the best network i
 product of the betas, and the best operations on that path.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,7 +79,7 @@ def best_operations(grid: Grid, scores: Scores, path: Path) -> Choice:
     def best(values: Sequence[float]) -> int:
         return max(range(len(values)), key=lambda number: (values[number], -number))
 
-    heads = tuple(best(scores.heads[pair]) for pair in zip(path[:-1], path[1:], strict=True))
+    heads = tuple(best(scores.heads[pair]) for pair in itertools.pairwise(path))
     stacks = tuple(tuple(best(scores.stacks[block, layer]) for layer in range(grid.depth(block))) for block in path[1:])
     return Choice(path, heads, stacks)
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import Field
+
 from bcnet.results import BudgetRecord, Record
 
 
@@ -70,7 +72,7 @@ class DenseRecord(Record):
     """Training time."""
     operation_deviation: float
     """How unequally operations were trained: largest difference from the mean of its mixed operation, relative to that."""
-    meta: dict[str, Any] = {}
+    meta: dict[str, Any] = Field(default_factory=dict)
     """Config and environment."""
 
 

@@ -257,9 +257,7 @@ class Search(Trainer):
     def _sample(self, count: int, number: int) -> tuple[Tensor, Tensor]:
         how, architecture = self.settings.weights.sampling, self.architecture
         parts = (architecture.heads(), architecture.stacks())
-        heads, stacks = (
-            sample_operations(p.detach(), count, how, seed=self.seed, step=number, part=part) for part, p in enumerate(parts)
-        )
+        heads, stacks = (sample_operations(p.detach(), count, how, seed=self.seed, step=number, part=part) for part, p in enumerate(parts))
         return heads, stacks
 
     def temperature(self, epoch: int) -> float:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bcnet.dense.config import SKIP
@@ -55,9 +54,7 @@ class SuperNetwork(nn.Module):
         config, widths = grid.config, grid.config.widths
         self.stem = conv_bn(in_channels, widths[0], 3, stride=config.stem_stride, affine=False)
         self.first: nn.Module = make_operation(config.first, widths[0], widths[0], 1, affine=False) if config.first else nn.Identity()
-        self.heads = nn.ModuleList(
-            _mixed(grid.head_names, widths[edge.source], widths[edge.target], edge.stride) for edge in grid.heads
-        )
+        self.heads = nn.ModuleList(_mixed(grid.head_names, widths[edge.source], widths[edge.target], edge.stride) for edge in grid.heads)
         self.stacks = nn.ModuleList(_mixed(grid.stack_names, widths[block], widths[block], 1) for block, _ in grid.layers)
         self.lasts = nn.ModuleDict(
             {str(edge.source): conv_bn(widths[edge.source], config.last, 1, affine=False) for edge in grid.incoming[grid.end]}
@@ -101,7 +98,8 @@ class SuperNetwork(nn.Module):
             active.edges[self.edge_place[edge.source, grid.end]] * self.lasts[str(edge.source)](at[edge.source])
             for edge in grid.incoming[grid.end]
         ]
-        return sum(ends[1:], ends[0])
+        features: Tensor = sum(ends[1:], ends[0])
+        return features
 
     def _one(self, x: Tensor, choice: Choice) -> Tensor:
         for operation in self.operations(choice):
@@ -124,7 +122,7 @@ class SuperNetwork(nn.Module):
         """A network of the grid on its own, with the weights that it has here; BN gets the weight 1 and the bias 0."""
         net = self.grid.net_config(choice)
         network = ChainNetwork(self.num_classes, net_config=net, in_channels=self.in_channels, stem_stride=self.grid.config.stem_stride)
-        blocks = [part for block in network.blocks for part in (block.head, *block.stack)]  # type: ignore[union-attr]
+        blocks = [part for block in network.blocks for part in block.operations()]  # type: ignore[operator]
         own = [*([self.first] if self.grid.config.first else []), *self.operations(choice)]
         sources = [self.stem, *own, self.classifier]
         for source, target in zip(sources, [network.stem, *blocks, network.last, network.classifier], strict=True):
@@ -143,7 +141,8 @@ def _mix(operations: Any, numbers: Sequence[int], shares: Tensor | None, x: Tens
     if shares is None:
         return outputs[0]  # type: ignore[no-any-return]
     weighted = [share * output for share, output in zip(shares, outputs, strict=True)]
-    return sum(weighted[1:], weighted[0])
+    total: Tensor = sum(weighted[1:], weighted[0])
+    return total
 
 
 @contextmanager

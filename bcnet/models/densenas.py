@@ -45,9 +45,7 @@ class BasicBlock(nn.Module):
         same = stride == 1 and in_channels == out_channels
         self.conv1 = conv_bn(in_channels, out_channels, 3, stride=stride, affine=affine)
         self.conv2 = conv_bn(out_channels, out_channels, 3, act=False, affine=affine)
-        self.shortcut: nn.Module = (
-            nn.Identity() if same else conv_bn(in_channels, out_channels, 1, stride=stride, act=False, affine=affine)
-        )
+        self.shortcut: nn.Module = nn.Identity() if same else conv_bn(in_channels, out_channels, 1, stride=stride, act=False, affine=affine)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,6 +74,10 @@ class Block(nn.Module):
         super().__init__()
         self.head = make_operation(spec.head, spec.in_channels, spec.channels, spec.stride)
         self.stack = nn.Sequential(*(make_operation(name, spec.channels, spec.channels, 1) for name in spec.stack))
+
+    def operations(self) -> list[nn.Module]:
+        """Its operations in order."""
+        return [self.head, *self.stack]
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.stack(self.head(x))
