@@ -436,6 +436,8 @@ def _explain(error: Any, schema: type[BaseModel]) -> str:
         return f"{key}: {FORMER_HINTS[key]}"
     if error["type"] == "value_error":  # between the fields of a section
         return f"{key}: {_lowered(error['msg'].removeprefix('Value error, '))}".removeprefix(": ")
+    if error["type"] == "missing":
+        return f"{key} is missing"
     if error["type"] != "extra_forbidden":
         return f"{key}: {error['input']!r} is wrong: {_lowered(error['msg'])}"
     valid = list(_valid_keys(schema))

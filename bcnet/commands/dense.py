@@ -245,14 +245,15 @@ def refine(
     from bcnet.commands.train import train_supernet
     from bcnet.config import load_config
     from bcnet.dense.run import DenseRun
+    from bcnet.experiment import Experiment, with_divisor
     from bcnet.run import Run
 
     found = DenseRun.open(folder).record().best
     settings = load_config(folder / "refine.yaml", overrides or ())
     text = budget or f"flops={int(found.costs['flops'])}"
     with runtime(settings.device) as say:
+        Experiment(with_divisor(settings)).parse_budgets([text])  # before anything is written
         run = Run.create(folder / "refined", settings, resume=(folder / "refined" / "config.yaml").exists())
-        run.experiment.parse_budgets([text])
         train_supernet(run, say)
         record = run.search(text)
         say(f"found {record.best.widths}: {human(record.best.costs['flops'])} FLOPs, {human(record.best.costs['params'])} params")

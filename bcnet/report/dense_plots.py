@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from bcnet.dense.grid import Grid
 from bcnet.dense.results import DenseRecord, EpochRecord
@@ -13,7 +14,7 @@ from bcnet.report.plots import BLUE, GREEN, GREY, ORANGE, _save, _unit
 
 def draw_course(path: Path, record: DenseRecord, start: int) -> None:
     """Losses, costs of random and of the most probable network, and the factor of the cost's term, over epochs."""
-    rows, figure = record.epochs, plt.figure(figsize=(9, 3.4))
+    rows, figure = record.epochs, plt.figure(figsize=(9, 3.8))
     left, right = figure.subplots(1, 2)
     epochs = [row.epoch + 1 for row in rows]
     left.plot(epochs, [row.loss for row in rows], color=BLUE, label="weights' steps")
@@ -35,7 +36,8 @@ def draw_course(path: Path, record: DenseRecord, start: int) -> None:
     for axes in (left, right):
         if 0 < start < len(rows):
             axes.axvline(start + 0.5, color=GREY, linewidth=0.8)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _save(figure, path)
 
 
@@ -52,6 +54,7 @@ def draw_shares(path: Path, rows: Sequence[EpochRecord], start: int) -> None:
         lower = lower + own
     if 0 < start < len(rows):
         axes.axvline(start + 0.5, color="white", linewidth=1.2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="share of the layers", title="Operations of a random network", xlim=(0.5, len(rows) + 0.5), ylim=(0, 1))
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
@@ -61,7 +64,7 @@ def draw_grid(path: Path, grid: Grid, edges: Mapping[tuple[int, int], float], fo
     """The blocks by stage and width, every edge as dark as it is probable, and the path that was found."""
     config = grid.config
     nodes = [*grid.used, grid.end]
-    places = {block: (grid.stages[block], config.widths[block] if block != grid.end else config.widths[-1] * 1.12) for block in nodes}
+    places = {block: (block + 1, config.widths[block] if block != grid.end else config.widths[-1] * 1.12) for block in nodes}
     figure, axes = plt.subplots(figsize=(8, 4))
     on_path = set(zip(found, (*found[1:], grid.end), strict=True))
     for edge in grid.edges:
@@ -72,5 +75,9 @@ def draw_grid(path: Path, grid: Grid, edges: Mapping[tuple[int, int], float], fo
         axes.plot(*place, "o", color=ORANGE if block in found or block == grid.end else GREY, zorder=2)
         label = "end" if block == grid.end else str(config.widths[block])
         axes.annotate(label, place, textcoords="offset points", xytext=(5, 4), fontsize=8)
-    axes.set(xlabel="stage", ylabel="width", title="The grid: probabilities of edges, and the path that was found")
+    for block in nodes[1:]:
+        if grid.stages[block] != grid.stages[block - 1]:
+            axes.axvline(block + 0.5, color=GREY, linewidth=0.5, linestyle=":")
+    axes.set_xticks(range(1, grid.end + 1))
+    axes.set(xlabel="block (lines part the stages)", ylabel="width", title="The grid: probabilities of edges, and the path that was found")
     _save(figure, path)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from grids import all_choices, random_architecture, tiny
@@ -20,7 +22,7 @@ def probability(architecture, choice):
     value = 1.0
     for pair in zip(choice.path, (*choice.path[1:], grid.end), strict=True):
         value *= edges[architecture.edge_place[pair]].item()
-    for step, pair in enumerate(zip(choice.path, choice.path[1:])):
+    for step, pair in enumerate(pairwise(choice.path)):
         value *= heads[head_number[pair], choice.heads[step]].item()
         for layer, operation in enumerate(choice.stacks[step]):
             value *= stacks[grid.layers.index((pair[1], layer)), operation].item()

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from grids import TINY, all_choices, tiny
 from pydantic import ValidationError
@@ -23,7 +25,7 @@ def test_counted_paths_are_those_that_can_be_listed_and_follow_the_rule(grid):
     listed, config = list(grid.paths()), grid.config
     assert len(set(listed)) == len(listed) == grid.num_paths()
     for path in listed[:500]:
-        for source, target in zip(path, path[1:]):
+        for source, target in pairwise(path):
             assert 0 < target - source <= config.adjoin
             assert abs(config.stages[source] - config.stages[target]) <= 1
             assert config.maps[source] / config.maps[target] in (1, 2)

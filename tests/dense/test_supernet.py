@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from grids import all_choices, random_architecture, tiny
@@ -40,7 +42,7 @@ def test_the_whole_grid_with_all_probability_on_a_path_gives_what_the_path_gives
         stacks = torch.zeros(len(grid.layers), 1, dtype=torch.int64)
         for pair in zip(choice.path, (*choice.path[1:], grid.end), strict=True):
             edges[network.edge_place[pair]] = 1.0
-        for step, pair in enumerate(zip(choice.path, choice.path[1:])):
+        for step, pair in enumerate(pairwise(choice.path)):
             heads[numbers[pair]] = choice.heads[step]
             for layer, operation in enumerate(choice.stacks[step]):
                 stacks[grid.layers.index((pair[1], layer))] = operation
