@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bcnet.data.interfaces import DataSet, EvalSource
+from bcnet.data.interfaces import DataSet, EvalSource, Part
 from bcnet.data.load import load_data
 from bcnet.dense.architecture import Architecture
 from bcnet.dense.config import DenseConfig
@@ -154,12 +154,13 @@ class DenseExperiment:
         """Arguments of the model that a network is: ``densenas/chain``."""
         return {"net_config": str(net), "in_channels": self.data.input_shape[0], "stem_stride": self.config.grid.stem_stride}
 
-    def train_network(self, net: NetConfig, seed: int, **options: Any) -> nn.Module:
+    def train_network(self, net: NetConfig, seed: int, part: Part = "full_train", **options: Any) -> nn.Module:
         """Train a network from scratch, on all training images.
 
         Args:
             net: its blocks.
             seed: of initial weights, order and augmentation.
+            part: of the images; ``train`` leaves the held-out ones alone.
             options: ``checkpoint``, ``identity`` and ``label`` of a training that is to be resumed.
         """
         recipe, data = self.config.retrain, self.data
@@ -167,7 +168,7 @@ class DenseExperiment:
         with fast_depthwise(network):
             (trained,) = train_width(
                 [network],
-                [data.train_batches("full_train", recipe.batch_size, seed)],
+                [data.train_batches(part, recipe.batch_size, seed)],
                 recipe,
                 seeds=[seed],
                 input_shape=data.input_shape,

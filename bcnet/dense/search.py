@@ -196,12 +196,15 @@ class Search(Trainer):
     # Steps -----------------------------------------------------------------------------------------------------------
 
     def _train_step(self, replica: DistributedDataParallel | None) -> None:
-        step = self.schedule.at(self.step)
         seed_dropout(derive_seed(self.seed, STREAM_STEP, self.step), self.device)
-        self.architecture.temperature = self.temperature(step.epoch)
-        loss = self._train_weights(step) if step.kind == "weights" else self._train_architecture(step)
+        loss = self.take(self.schedule.at(self.step))
         self.history.passes += 1
         self._pending.append(([Pass()], [loss]))
+
+    def take(self, step: Step) -> Tensor:
+        """Make a step, and nothing around it; returns its cross-entropy."""
+        self.architecture.temperature = self.temperature(step.epoch)
+        return self._train_weights(step) if step.kind == "weights" else self._train_architecture(step)
 
     def _train_weights(self, step: Step) -> Tensor:
         for group in self.optimizer.param_groups:

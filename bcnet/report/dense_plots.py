@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import MaxNLocator
 
 from bcnet.dense.grid import Grid
@@ -69,8 +70,10 @@ def draw_grid(path: Path, grid: Grid, edges: Mapping[tuple[int, int], float], fo
     on_path = set(zip(found, (*found[1:], grid.end), strict=True))
     for edge in grid.edges:
         pair = edge.source, edge.target
-        x, y = zip(places[edge.source], places[edge.target], strict=True)
-        axes.plot(x, y, color=ORANGE if pair in on_path else BLUE, alpha=1.0 if pair in on_path else 0.08 + 0.9 * edges[pair], zorder=1)
+        arc = f"arc3,rad={0.18 * (nodes.index(edge.target) - nodes.index(edge.source) - 1):.2f}"  # so that no edge hides behind others
+        colour, dark = (ORANGE, 1.0) if pair in on_path else (BLUE, 0.08 + 0.9 * edges[pair])
+        ends = places[edge.source], places[edge.target]
+        axes.add_patch(FancyArrowPatch(*ends, connectionstyle=arc, arrowstyle="-", color=colour, alpha=dark, linewidth=1.6, zorder=1))
     for block, place in places.items():
         axes.plot(*place, "o", color=ORANGE if block in found or block == grid.end else GREY, zorder=2)
         label = "end" if block == grid.end else str(config.widths[block])
