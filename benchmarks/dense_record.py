@@ -1,13 +1,14 @@
 """Does a search among blocks beat chance? DenseNAS on a small grid, held against random, hand-made and width-refined networks.
 
     python benchmarks/dense_record.py --root CIFAR_FOLDER [--config dense/cifar] [--targets 0.08 0.15 0.3] [--seeds 0,1,2] [--random 10]
-        [--select-epochs 10] [--work runs/dense_record] [--out benchmarks/results/dense] [key=value ...]
+        [--select-epochs 5] [--work runs/dense_record] [--out benchmarks/results/dense] [key=value ...]
 
 ``CIFAR_FOLDER`` holds ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``; leave it out where the config's data need no files. For every
 target (FLOPs, a number or a fraction of the dearest network) the grid is searched, and these are trained from scratch, as many seeds each:
 what was found; random paths of the same cost (a new one for every seed); the best of ``--random`` such paths, by the held-out images
 after a short training; a hand-made network; what was found with its widths refined by bcnet. "Of the same cost" is 97 to 100 % of what
-the found network costs, for the hand-made one the widest that costs no more. Time and memory of a step are measured as the grid grows.
+the found network costs (``--band``), for the hand-made one the widest that costs no more. Time and memory of a step are measured as the
+grid grows.
 
 Every finished part is a file in the work folder, and the same command goes on where it was.
 """
@@ -15,9 +16,11 @@ Every finished part is a file in the work folder, and the same command goes on w
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -36,7 +39,7 @@ from bcnet.dense.draw import draw_networks
 from bcnet.dense.experiment import DenseExperiment
 from bcnet.dense.run import DenseRun
 from bcnet.dense.supernet import fast_depthwise
-from bcnet.errors import UserError
+from bcnet.errors import Interrupted, UserError
 from bcnet.files import read_json, write_json, write_text
 from bcnet.formatting import human
 from bcnet.machine import environment, tune_malloc
@@ -48,7 +51,6 @@ from bcnet.seeds import STREAM_SAMPLE, derive_seed
 
 KINDS = ("found", "random", "best of random", "hand-made", "refined")
 COLOURS = ("#ea580c", "#94a3b8", "#2563eb", "#16a34a", "#7c3aed")
-SAME_COST = 0.97
 
 
 def main() -> None:
@@ -59,7 +61,8 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=["0.08", "0.15", "0.3"])
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--random", type=int, default=10)
-    parser.add_argument("--select-epochs", type=float, default=10)
+    parser.add_argument("--select-epochs", type=float, default=5)
+    parser.add_argument("--band", type=float, default=0.97, help="what random networks cost at least, as a share of the found one")
     parser.add_argument("--rounds", type=int, default=10, help="steps of every kind that are timed")
     parser.add_argument("--work", type=Path, default=Path("runs/dense_record"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/dense"))
@@ -135,14 +138,11 @@ class Target:
     # The others ------------------------------------------------------------------------------------------------------
 
     def random_networks(self, cost: float, count: int) -> list[NetConfig]:
-        """Random networks of the grid that cost 97 to 100 % of ``cost``, all different."""
+        """Random networks of the grid that cost about what the found one does, all different."""
         rng = np.random.default_rng(derive_seed(self.run.config.seed, STREAM_SAMPLE))
         price = self.experiment.costs.costs["flops"]
-        grid, found = self.experiment.grid, dict[str, NetConfig]()
-        for choice in draw_networks(self.experiment.grid, price, SAME_COST * cost, cost, 3 * count, rng):
-            net = grid.net_config(choice)
-            found.setdefault(str(net), net)  # skipped layers in other places are the same network
-        return list(found.values())[:count]
+        grid = self.experiment.grid
+        return [grid.net_config(choice) for choice in draw_networks(grid, price, self.options.band * cost, cost, count, rng)]
 
     def best_random(self, networks: Sequence[NetConfig]) -> tuple[NetConfig, list[float]]:
         """The best of some networks by held-out images, each trained for a short time without them."""
@@ -167,20 +167,22 @@ class Target:
         sizes = sorted(set(config.maps), reverse=True)
         head = "mbconv_k3_t6" if any("mbconv" in name for name in config.head) else "basic_block"
 
-        def scaled(factor: float) -> NetConfig:
-            first = max(4, 4 * round(2 * factor))
-            widths = [first, *(max(4, 4 * round(factor * 2**step)) for step in range(1, len(sizes)))]
-            blocks = [BlockSpec(first, first, config.first or head, (), 1)]
-            for step in range(1, len(sizes)):
-                blocks.append(BlockSpec(widths[step - 1], widths[step], head, (head,), 2))
+        def built(widths: Sequence[int]) -> NetConfig:
+            blocks = [BlockSpec(widths[0], widths[0], config.first or head, (), 1)]
+            blocks += [BlockSpec(before, width, head, (head,), 2) for before, width in pairwise(widths)]
             return NetConfig(tuple(blocks), config.last)
 
-        best = scaled(0.0)
+        def fits(widths: Sequence[int]) -> bool:
+            return count_network(built(widths), image, classes, config.stem_stride)["flops"] <= cost
+
+        widths = [4] * len(sizes)
         for factor in np.linspace(0.0, 40.0, 1601):
-            net = scaled(float(factor))
-            if count_network(net, image, classes, config.stem_stride)["flops"] <= cost:
-                best = net
-        return best
+            wider = [max(4, 4 * round(factor * 2**step)) for step in range(len(sizes))]
+            widths = wider if fits(wider) else widths
+        for place in reversed(range(len(sizes))):  # what rounding has left
+            while fits(wider := [width + 4 * (step == place) for step, width in enumerate(widths)]):
+                widths = wider
+        return built(widths)
 
     def refined(self, cost: float) -> dict[str, Any]:
         """What was found, with its widths searched by bcnet at the same FLOPs, trained from scratch."""
@@ -381,4 +383,7 @@ def draw_growth(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Interrupted as stop:
+        sys.exit(f"{stop}; the same command goes on")

@@ -33,13 +33,13 @@ def draw_networks(grid: Grid, cost: GridCost, low: float, high: float, count: in
         UserError: there are not that many, or so few that they are not met.
     """
     tilted = _tilt(grid, cost, (low + high) / 2)
-    found: dict[Choice, None] = {}
+    found: dict[str, Choice] = {}  # skipped layers in other places are the same network
     for _ in range(1000 * count + 10_000):
         choice = tilted.draw(rng)
         if low <= cost.of(choice) <= high:
-            found[choice] = None
+            found.setdefault(str(grid.net_config(choice)), choice)
             if len(found) == count:
-                return list(found)
+                return list(found.values())
     raise UserError(f"only {len(found)} random networks with {cost.name} of {human(low)} to {human(high)} were met, {count} are wanted")
 
 
