@@ -8,7 +8,7 @@ from bcnet.results import BudgetRecord, Record
 
 
 class EpochRecord(Record):
-    """One epoch of a search; fields as in `bcnet.dense.search.Course`."""
+    """What an epoch of a search came to."""
 
     epoch: int
     """Its number, from 0."""

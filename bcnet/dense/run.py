@@ -22,7 +22,7 @@ from bcnet.dense.derive import Inherited, candidates, choose, inherit
 from bcnet.dense.experiment import MODEL, DenseExperiment
 from bcnet.dense.grid import Choice
 from bcnet.dense.paths import Scores, most_probable
-from bcnet.dense.results import Candidate, DenseRecord, EpochRecord, TrainedNetwork
+from bcnet.dense.results import Candidate, DenseRecord, TrainedNetwork
 from bcnet.dense.search import Search
 from bcnet.errors import UserError
 from bcnet.files import write_json, write_text
@@ -143,7 +143,7 @@ class DenseRun:
             most_probable_costs=costs.all_of(probable),
             budget=None if budget is None else BudgetRecord(text=budget.text, cost=budget.cost, limit=budget.limit),
             reachable={name: costs.range(name) for name in costs.names},
-            epochs=[EpochRecord(**vars(row)) for row in search.course],
+            epochs=search.course,
             steps=search.step,
             search_seconds=search.history.seconds,
             operation_deviation=search.operations.deviation,

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,9 @@ from bcnet.dense.config import DenseConfig
 from bcnet.dense.costs import GridCosts
 from bcnet.dense.grid import Grid
 from bcnet.dense.paths import Scores, most_probable
+from bcnet.dense.results import EpochRecord
 from bcnet.dense.sampling import keep_mass, sample_operations
+from bcnet.dense.schedule import OperationCounts, Schedule, Step
 from bcnet.dense.supernet import Active, SuperNetwork, fast_depthwise
 from bcnet.distributed import world_size
 from bcnet.errors import UserError
@@ -26,109 +27,6 @@ from bcnet.seeds import STREAM_STEP, derive_seed
 from bcnet.space.cost import Budget
 from bcnet.training.strategies.base import Pass
 from bcnet.training.trainer import Trainer, cosine_with_warmup
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where a step of the search stands.
-
-    Attributes:
-        kind: what is trained.
-        epoch: number of its epoch.
-        number: of its kind, over the whole search.
-        ends_epoch: whether it is the last of its epoch.
-    """
-
-    kind: Literal["weights", "architecture"]
-    epoch: int
-    number: int
-    ends_epoch: bool
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Which step comes when: an epoch of the weights, from some epoch on after a pass for the architecture.
-
-    Attributes:
-        epochs: of the search.
-        start: the first epoch with a pass for the architecture.
-        weight_steps: of one epoch.
-        architecture_steps: of one pass.
-    """
-
-    epochs: int
-    start: int
-    weight_steps: int
-    architecture_steps: int
-
-    @property
-    def total(self) -> int:
-        """All steps."""
-        return self.epochs * self.weight_steps + (self.epochs - self.start) * self.architecture_steps
-
-    def at(self, step: int) -> Step:
-        """What a step does."""
-        alone = self.start * self.weight_steps
-        if step < alone:
-            epoch, inside = divmod(step, self.weight_steps)
-            return Step("weights", epoch, step, inside == self.weight_steps - 1)
-        later, inside = divmod(step - alone, self.weight_steps + self.architecture_steps)
-        epoch = self.start + later
-        if inside < self.architecture_steps:
-            return Step("architecture", epoch, later * self.architecture_steps + inside, False)
-        inside -= self.architecture_steps
-        return Step("weights", epoch, epoch * self.weight_steps + inside, inside == self.weight_steps - 1)
-
-
-@dataclass
-class Course:
-    """What an epoch of a search came to.
-
-    Attributes:
-        epoch: its number, from 0.
-        loss: mean cross-entropy of the weights' steps.
-        held_out_loss: the same of the architecture's; ``None`` where there were none.
-        cost_weight: factor of the cost's term.
-        expected: expected costs of a random network, by name.
-        derived: costs of the most probable network.
-        path: its blocks.
-        shares: operation -> how much of the layers of a random network it makes.
-        temperature: that probabilities were computed with.
-    """
-
-    epoch: int
-    loss: float
-    held_out_loss: float | None
-    cost_weight: float
-    expected: dict[str, float]
-    derived: dict[str, float]
-    path: list[int]
-    shares: dict[str, float]
-    temperature: float
-
-
-@dataclass
-class OperationCounts:
-    """How often every operation was trained by a weight step.
-
-    Attributes:
-        heads: ``(edges, operations)``.
-        stacks: ``(layers, operations)``.
-    """
-
-    heads: Tensor
-    stacks: Tensor
-
-    def add(self, heads: Tensor, stacks: Tensor) -> None:
-        """Count a step."""
-        for counts, used in ((self.heads, heads), (self.stacks, stacks)):
-            counts.scatter_add_(1, used, torch.ones_like(used))
-
-    @property
-    def deviation(self) -> float:
-        """Largest difference of a count from the mean of its mixed operation, relative to that."""
-        parts = [part.double() for part in (self.heads, self.stacks) if part.numel() and part.sum()]
-        return max((float(((part - part.mean(1, keepdim=True)).abs() / part.mean(1, keepdim=True)).max()) for part in parts), default=0.0)
 
 
 class Search(Trainer):
@@ -184,7 +82,7 @@ class Search(Trainer):
             raise UserError(f"cost.minimise: {self.minimised!r} is none of {', '.join(costs.names)}")
         self.expected = {name: ExpectedCost(self.architecture, cost) for name, cost in costs.costs.items()}
         self.cost_weight = config.cost.weight
-        self.course: list[Course] = []
+        self.course: list[EpochRecord] = []
         shapes = self.architecture.head.shape, self.architecture.stack.shape
         self.operations = OperationCounts(*(torch.zeros(shape, dtype=torch.int64) for shape in shapes))
 
@@ -295,7 +193,7 @@ class Search(Trainer):
         derived = self.costs.all_of(choice)
         with torch.no_grad():
             expected = {name: float(cost()) for name, cost in self.expected.items()}
-        row = Course(
+        row = EpochRecord(
             epoch=epoch,
             loss=sum(weights) / len(weights),
             held_out_loss=sum(held_out) / len(held_out) if held_out else None,
@@ -319,7 +217,7 @@ class Search(Trainer):
             "architecture": self.architecture.state_dict(),
             "adam": self.adam.state_dict(),
             "cost_weight": self.cost_weight,
-            "course": [asdict(row) for row in self.course],
+            "course": [row.model_dump() for row in self.course],
             "operations": [self.operations.heads, self.operations.stacks],
         }
 
@@ -327,7 +225,7 @@ class Search(Trainer):
         self.architecture.load_state_dict(state["architecture"])
         self.adam.load_state_dict(state["adam"])
         self.cost_weight = state["cost_weight"]
-        self.course = [Course(**row) for row in state["course"]]
+        self.course = [EpochRecord(**row) for row in state["course"]]
         self.operations = OperationCounts(*(part.cpu() for part in state["operations"]))
         if self.step:
             self.architecture.temperature = self.temperature(self.schedule.at(self.step - 1).epoch)

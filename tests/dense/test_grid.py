@@ -47,7 +47,7 @@ def test_maps_follow_the_images():
     grid = shipped("mbv2")
     assert grid.map_sizes((3, 224, 224))[16] == (7, 7)
     assert grid.map_sizes((3, 193, 224))[2] == (25, 28)
-    assert [size[0] for size in shipped("cifar").map_sizes((3, 32, 32)).values()] == [32, 16, 16, 16, 8, 8, 8, 4, 4, 4]
+    assert [size[0] for size in shipped("cifar").map_sizes((3, 32, 32)).values()] == [16, 8, 8, 8, 4, 4, 4, 4]
     with pytest.raises(UserError, match=r"halve a feature map of 1x1 for images of 8x8"):
         grid.map_sizes((1, 8, 8))
 

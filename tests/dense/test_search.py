@@ -14,7 +14,7 @@ from bcnet.dense.architecture import ExpectedCost
 from bcnet.dense.config import DenseConfig
 from bcnet.dense.experiment import DenseExperiment
 from bcnet.dense.run import DenseRun
-from bcnet.dense.search import Schedule
+from bcnet.dense.schedule import Schedule
 from bcnet.dense.supernet import Active
 from bcnet.errors import Interrupted, UserError
 from bcnet.training.checkpoint import load_checkpoint

@@ -10,6 +10,8 @@ from bcnet.dense.costs import count_network
 from bcnet.errors import UserError
 from bcnet.models.factory import build_model
 from bcnet.models.net_config import MOST_CHARACTERS, read_net_config
+from bcnet.space.cost import CostTable
+from bcnet.supernet.proof import trace
 
 SMALL = "[[8, 8], 'mbconv_k3_t1', [], 0, 1]|[[8, 12], 'mbconv_k5_t3', ['mbconv_k7_t6'], 1, 2]|[[12, 20], 'conv1_1']"
 BASIC = "[[8, 8], 'basic_block', [], 0, 1]|[[8, 12], 'basic_block', ['basic_block'], 1, 2]"
@@ -37,6 +39,15 @@ def test_published_networks_cost_what_was_published_to_the_last_digit():
 def test_costs_are_those_of_torch(net, image, stem_stride):
     expected = counted(net, image, 7, stem_stride=stem_stride)
     assert count_network(read_net_config(net), image, 7, stem_stride) == expected
+
+
+def test_bcnet_searches_the_widths_of_such_a_network():
+    net = SMALL.replace("'mbconv_k7_t6'", "'basic_block'")
+    model = build_model("densenas/chain", 7, args={"net_config": net})
+    space = trace(model, (3, 12, 12), bins=4)  # proves that it slices right
+    costs = CostTable(space)
+    assert costs.all_of(space.full) == count_network(read_net_config(net), (3, 12, 12), 7)
+    assert len(space.groups) >= 4
 
 
 def test_the_text_comes_back_as_it_was():
