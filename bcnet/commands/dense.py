@@ -65,7 +65,7 @@ def space(config: ConfigName, overrides: Overrides = None, input: Input = None, 
     table = settings.cost.latency
     costs = count_grid(grid, shape, classes, [read_latency(table, grid)] if table else [])
     sizes = grid.map_sizes(shape)
-    console.print(f"{grid.summary()}; images {'x'.join(map(str, shape))}, {plural(classes, 'class')}".replace("classs", "classes"))
+    console.print(f"{grid.summary()}; images {'x'.join(map(str, shape))}, {classes:,} classes")
     for block in grid.used:
         targets = [edge.target for edge in grid.outgoing[block]]
         names = ["end" if target == grid.end else str(grid.config.widths[target]) for target in targets]

@@ -12,6 +12,7 @@ from bcnet.dense.experiment import DenseExperiment
 from bcnet.dense.results import DenseRecord
 from bcnet.dense.run import DenseRun
 from bcnet.models.net_config import read_net_config
+from bcnet.report.dense_page import collapse_sentence
 from bcnet.results import read_record
 from bcnet.scoring.evaluate import evaluate
 
@@ -92,6 +93,15 @@ def test_the_widths_of_what_was_found_are_searched_by_bcnet_itself(bcnet, folder
     model = yaml.safe_load((folder / "refined" / "config.yaml").read_text())["model"]
     assert model["name"] == "densenas/chain"
     assert f"bcnet retrain {folder / 'refined'}" in text
+
+
+def test_a_collapse_to_one_operation_is_said(searched):
+    record = DenseRun.open(searched).record()
+    assert collapse_sentence(record) == "No operation has taken over."
+    names = list(record.epochs[0].shares)
+    shares = {name: 0.9 if name == names[1] else 0.1 / (len(names) - 1) for name in names}
+    collapsed = record.model_copy(update={"epochs": [*record.epochs[:-1], record.epochs[-1].model_copy(update={"shares": shares})]})
+    assert f"has collapsed to {names[1]}: weights.sampling=fair" in collapse_sentence(collapsed)
 
 
 def test_grids_and_networks_are_described(bcnet, tmp_path):

@@ -166,7 +166,7 @@ def same(one, other):
 
 
 def test_a_search_that_was_killed_and_stopped_goes_on_and_ends_the_same_bit_for_bit(tmp_path):
-    settings = [*QUICK, BUDGET, "checkpoint_seconds=0.001", "weights.sampling=probable"]
+    settings = [*QUICK, BUDGET, "checkpoint_seconds=0.001", "weights.sampling=probable", "weights.epochs=5"]
     config = load_as(DenseConfig, "dense/digits", settings)
     whole = DenseRun.create(tmp_path / "whole", config)
     whole.train()
