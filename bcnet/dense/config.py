@@ -132,6 +132,8 @@ class DeriveConfig(Section):
 
     candidates: int = Field(5, ge=1)
     """Networks (of different paths, the most probable ones within the budget) that are compared by inherited weights."""
+    fill: float = Field(0.9, ge=0, le=1)
+    """A candidate that costs less than this share of the budget is joined by another one of its path that uses it; 0: never."""
     search_paths: int = Field(200, ge=1)
     """How many of the most probable paths are looked through for them."""
     calibration_images: int = Field(1024, gt=0)

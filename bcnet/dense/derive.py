@@ -6,7 +6,7 @@ from bcnet.data.interfaces import EvalSource
 from bcnet.dense.architecture import Architecture
 from bcnet.dense.costs import GridCosts
 from bcnet.dense.grid import Choice
-from bcnet.dense.paths import Scores, best_operations, best_paths, best_within
+from bcnet.dense.paths import Scores, best_operations, best_paths, best_that_fills, best_within
 from bcnet.dense.supernet import SuperNetwork
 from bcnet.models.densenas import ChainNetwork
 from bcnet.models.layout import to_device
@@ -32,7 +32,9 @@ class Inherited:
     network: ChainNetwork
 
 
-def candidates(architecture: Architecture, costs: GridCosts, budget: Budget | None, *, count: int, search_paths: int) -> list[Choice]:
+def candidates(
+    architecture: Architecture, costs: GridCosts, budget: Budget | None, *, count: int, search_paths: int, fill: float = 0.0
+) -> list[Choice]:
     """The networks to compare: of different paths, each the best of its path within the budget, highest scores first.
 
     Args:
@@ -41,9 +43,10 @@ def candidates(architecture: Architecture, costs: GridCosts, budget: Budget | No
         budget: what a network may cost.
         count: how many, at most.
         search_paths: how many of the most probable paths are looked through.
+        fill: a network that costs less than this share of the budget is joined by one of its path that does not, if there is one.
 
     Returns:
-        At least one; the best of all within the budget is always among them.
+        At least one; the best of all within the budget is always among them. With ``fill`` there may be twice as many as ``count``.
     """
     grid, scores = architecture.grid, Scores.of(architecture)
     paths = best_paths(grid, scores, search_paths)
@@ -56,8 +59,12 @@ def candidates(architecture: Architecture, costs: GridCosts, budget: Budget | No
         choice = None if path == best.path else best_within(grid, scores, cost, budget.limit, path)
         if choice is not None:
             found.append(choice)
+    found = sorted(found, key=lambda choice: -scores.of_choice(grid, choice))[:count]
+    sparing = [choice for choice in found if cost.of(choice) < fill * budget.limit]
+    filled = [best_that_fills(grid, scores, cost, budget.limit, fill, choice.path) for choice in sparing]
+    found += [choice for choice in filled if choice is not None]
     assert all(cost.of(choice) <= budget.limit for choice in found)
-    return sorted(found, key=lambda choice: -scores.of_choice(grid, choice))[:count]
+    return found
 
 
 def inherit(

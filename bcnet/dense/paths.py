@@ -8,12 +8,15 @@ product of the betas, and the best operations on that path.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bcnet.dense.architecture import Architecture
 from bcnet.dense.costs import GridCost
 from bcnet.dense.grid import Choice, Grid, Path
 
 MOST_LABELS = 3000  # partial networks kept at a block; beyond that, of those that cost about the same only the best
+
+_REWARDS = 12  # that are tried
 
 _Label = tuple[float, float, tuple[int, ...]]  # cost, score, what was chosen
 
@@ -44,6 +47,15 @@ class Scores:
             {(e.source, e.target): row for e, row in zip(grid.heads, heads.tolist(), strict=True)},
             dict(zip(grid.layers, stacks.tolist(), strict=True)),
         )
+
+    def tilted(self, grid: Grid, cost: GridCost, by: float) -> "Scores":
+        """Scores that a network of the cost ``c`` has ``by * c`` more of."""
+
+        def added(scores: Mapping[tuple[int, int], Sequence[float]], costs: Mapping[tuple[int, int], Sequence[float]]) -> Any:
+            return {key: [score + by * price for score, price in zip(row, costs[key], strict=True)] for key, row in scores.items()}
+
+        ends = {pair: score + (by * cost.lasts[pair[0]] if pair[1] == grid.end else 0.0) for pair, score in self.edges.items()}
+        return Scores(ends, added(self.heads, cost.heads), added(self.stacks, cost.stacks))
 
     def of_path(self, grid: Grid, path: Path) -> float:
         """Logarithm of the product of the probabilities of a path's edges."""
@@ -126,6 +138,37 @@ def best_within(grid: Grid, scores: Scores, cost: GridCost, limit: float, path: 
     within = [label for label in rest.get(0, []) if cost.const + label[0] <= limit]
     found = [_read(grid, label[2]) for label in sorted(within, key=lambda label: -label[1])]
     return next((choice for choice in found if cost.of(choice) <= limit), None)  # sums in another order may differ in the last digit
+
+
+def best_that_fills(grid: Grid, scores: Scores, cost: GridCost, limit: float, share: float, path: Path | None = None) -> Choice | None:
+    """A network of a high score that costs at least a share of the limit, and no more than it.
+
+    Costs are rewarded, by as little as is enough: the network is the best one at that reward, so none that costs as much scores higher.
+
+    Args:
+        grid: the blocks.
+        scores: of everything in it.
+        cost: what is limited.
+        limit: in the cost's unit.
+        share: of the limit.
+        path: only networks of this path; unset: of any.
+
+    Returns:
+        The network; ``None`` if none was met.
+    """
+    found, low, high = None, 0.0, 1.0 / limit
+    for _ in range(_REWARDS):
+        by = high if found is None else (low + high) / 2
+        choice = best_within(grid, scores.tilted(grid, cost, by), cost, limit, path)
+        if choice is None:
+            return None
+        if cost.of(choice) >= share * limit:
+            found, high = choice, by
+        elif found is None:
+            low, high = high, 4 * high
+        else:
+            low = by
+    return found
 
 
 def _options(costs: Sequence[float], scores: Sequence[float], more: float = 0.0) -> list[_Label]:

@@ -55,7 +55,7 @@ class DenseRecord(Record):
     best: Candidate
     """Of the highest accuracy with inherited weights."""
     candidates: list[Candidate]
-    """All that were compared, most probable first."""
+    """All that were compared: the most probable ones, best first, then those of their paths that use more of the budget."""
     most_probable: str
     """The net_config that is derived without a look at the budget."""
     most_probable_costs: dict[str, float | int]

@@ -129,7 +129,7 @@ class DenseRun:
         experiment, search = self.experiment, self.searched
         budget = experiment.parse_budget(budget_text) if budget_text else search.budget
         costs, scores, own = experiment.costs, Scores.of(search.architecture), self.config.derive
-        choices = candidates(search.architecture, costs, budget, count=own.candidates, search_paths=own.search_paths)
+        choices = candidates(search.architecture, costs, budget, count=own.candidates, search_paths=own.search_paths, fill=own.fill)
         found = [
             inherit(search.network, c, scores.of_choice(costs.grid, c), experiment.calibration, experiment.validation, bf16=experiment.bf16)
             for c in choices

@@ -46,7 +46,8 @@ def _add_found(page: Page, run: DenseRun, record: DenseRecord) -> None:
         text(words),
         details("net_config", best.net_config.replace("|", "|\n")),
         picture(run.folder / "grid.png", "the grid and the path"),
-        text(f"The most probable network, whatever it costs: {probable}. What was compared, most probable first:"),
+        text(f"The most probable network, whatever it costs: {probable}."),
+        text("What was compared: the most probable ones within the budget, then some of their paths that use more of it."),
         table(header, [_row(run, one) for one in record.candidates]),
     )
 

@@ -6,7 +6,7 @@ from grids import all_choices, random_architecture, tiny
 from bcnet.dense import paths
 from bcnet.dense.costs import count_grid
 from bcnet.dense.derive import candidates
-from bcnet.dense.paths import Scores, best_paths, best_within, most_probable
+from bcnet.dense.paths import Scores, best_paths, best_that_fills, best_within, most_probable
 from bcnet.space.cost import Budget
 
 SEEDS = range(3)
@@ -80,3 +80,23 @@ def test_candidates_are_of_different_paths_and_never_over_budget(share):
     assert all(costs.costs["flops"].of(choice) <= budget.limit for choice in found)
     best = best_within(grid, scores, costs.costs["flops"], budget.limit)
     assert scores.of_choice(grid, found[0]) == pytest.approx(scores.of_choice(grid, best))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_fills_a_budget_is_the_best_that_costs_as_much(seed):
+    grid, architecture, scores, costs = made(seed)
+    price = costs.costs["flops"]
+    low, high = costs.range("flops")
+    filled = 0
+    for limit in (low + 0.3 * (high - low), low + 0.6 * (high - low), high):
+        found = best_that_fills(grid, scores, price, limit, 0.9)
+        assert 0.9 * limit <= price.of(found) <= limit
+        same = [one for one in all_choices(grid) if price.of(found) <= price.of(one) <= limit]
+        assert scores.of_choice(grid, found) == pytest.approx(max(scores.of_choice(grid, one) for one in same))
+        some = candidates(architecture, costs, Budget("flops", limit), count=2, search_paths=10, fill=0.9)
+        assert all(price.of(choice) <= limit for choice in some)
+        assert some[:2] == candidates(architecture, costs, Budget("flops", limit), count=2, search_paths=10)
+        assert all(price.of(choice) >= 0.9 * limit for choice in some[2:])
+        filled += len(some) - 2
+    assert filled > 0
+    assert best_that_fills(grid, scores, price, low - 1, 0.9) is None
