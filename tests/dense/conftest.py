@@ -1,11 +1,8 @@
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # grids.py
 
 
 def published(name: str) -> Path:
