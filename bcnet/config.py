@@ -130,8 +130,8 @@ class ModelConfig(Section):
     """The plain network."""
 
     name: str = "digits/resnet"
-    """``channel_bench/mobilenet``, ``channel_bench/resnet``, ``cifar/resnet20``, ``digits/resnet``, ``timm/NAME``,
-    ``torchvision/NAME`` or ``package.module:factory``."""
+    """``channel_bench/mobilenet``, ``channel_bench/resnet``, ``cifar/resnet20``, ``densenas/chain`` (with ``args: {net_config: ...}``),
+    ``digits/resnet``, ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``."""
     pretrained: bool = False
     """Start the supernet from published weights: of timm or torchvision, or whatever a factory of your own with an argument
     ``pretrained`` loads. Retraining is from scratch all the same."""
@@ -322,6 +322,7 @@ class Config(Section):
 
 
 _SettingsType = TypeVar("_SettingsType", bound=Section)
+_SchemaType = TypeVar("_SchemaType", bound=Section)
 _NAMED = ("train.strategy", "search.algorithm")
 
 
@@ -364,12 +365,22 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: no such file, not YAML, an unknown key or a value of the wrong type.
     """
     path, strategy = find_config(name)
+    return validate_config(_read_with_overrides(path, overrides, strategy), str(path))
+
+
+def load_as(schema: type[_SchemaType], name: str | Path, overrides: Sequence[str] = ()) -> _SchemaType:
+    """Read a config file of another schema than `Config`; arguments and mistakes as in `load_config`."""
+    path, _ = find_config(name)
+    return _validate(schema, _read_with_overrides(path, overrides), str(path))
+
+
+def _read_with_overrides(path: Path, overrides: Sequence[str], strategy: str | None = None) -> dict[str, Any]:
     tree = _read_tree(path, ())
     if strategy:
         _set(tree, "train.strategy", strategy)
     for override in overrides:
         apply_override(tree, override)
-    return validate_config(tree, str(path))
+    return tree
 
 
 def read_overrides(overrides: Sequence[str]) -> Config:
@@ -395,18 +406,22 @@ def validate_config(tree: Any, where: str) -> Config:
         inner = tree.get(section) if isinstance(tree, dict) else None
         if isinstance(inner, dict) and isinstance(inner.get(leaf), dict) and "name" not in inner[leaf]:
             inner[leaf] = {"name": getattr(getattr(Config(), section), leaf).name} | inner[leaf]
+    return _validate(Config, tree, where)
+
+
+def _validate(schema: type[_SchemaType], tree: Any, where: str) -> _SchemaType:
     try:
-        return Config.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error.errors()[0])}") from error
+        raise UserError(f"{where}: {_explain(error.errors()[0], schema)}") from error
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: Section) -> str:
     """The resolved config as YAML, every field included."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def differing_keys(one: Config, other: Config) -> list[str]:
+def differing_keys(one: Section, other: Section) -> list[str]:
     """Dotted names of the fields in which two configs differ."""
     a, b = (dict(_leaves(config.model_dump(mode="json"), "")) for config in (one, other))
     return [key for key in a if a[key] != b.get(key, object())]
@@ -416,7 +431,7 @@ def shipped_configs() -> list[str]:
     """Names of the shipped configs."""
     folder = shipped("configs")
     names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-    return sorted(name for name in names if not name.startswith("study/"))  # those are lists of experiments
+    return sorted(name for name in names if not name.startswith(("study/", "dense/")))  # lists of experiments; another schema
 
 
 def find_config(name: str | Path) -> tuple[Path, str | None]:
@@ -536,15 +551,17 @@ def _valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator
             yield from _valid_keys(field.annotation, f"{prefix}{name}.")
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, schema: type[BaseModel]) -> str:
     key = ".".join(map(str, error["loc"]))
     if key in FORMER_HINTS:
         return f"{key}: {FORMER_HINTS[key]}"
     if error["type"] == "value_error":  # between the fields of a section
-        return f"{key}: {_lowered(error['msg'].removeprefix('Value error, '))}"
+        return f"{key}: {_lowered(error['msg'].removeprefix('Value error, '))}".removeprefix(": ")
+    if error["type"] == "missing":
+        return f"{key} is missing"
     if error["type"] != "extra_forbidden":
         return f"{key}: {error['input']!r} is wrong: {_lowered(error['msg'])}"
-    valid = list(_valid_keys())
+    valid = list(_valid_keys(schema))
     siblings = [name for name in valid if name.rpartition(".")[0] == key.rpartition(".")[0]]
     near = difflib.get_close_matches(key, siblings, 1, 0.6) or [v for v in valid if v.endswith("." + key.rpartition(".")[2])][:1]
     hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(siblings) or 'nothing'}"

@@ -5,6 +5,7 @@ import numpy as np
 # Independent random streams of one seed; the number is part of the stream's identity and never reused.
 STREAM_MODEL, STREAM_SPLIT, STREAM_ORDER, STREAM_AUGMENT, STREAM_WIDTHS, STREAM_STEP, STREAM_SEARCH, STREAM_SAMPLE = range(8)
 STREAM_MIX = 8
+STREAM_OPERATIONS, STREAM_PAIRS, STREAM_IMAGES = 16, 17, 18  # of a search among operations (`bcnet.dense`)
 
 
 def derive_seed(seed: int, stream: int, index: int = 0) -> int:

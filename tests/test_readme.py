@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import bcnet
-from bcnet.config import find_config
+from bcnet.config import find_config, load_as
+from bcnet.dense.config import DenseConfig
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = {language: re.findall(rf"```{language}\n(.*?)```", README, re.S) for language in ("python", "yaml", "sh")}
@@ -62,3 +63,34 @@ def test_commands_that_it_names_exist():
     named |= set(re.findall(r"^\| `bcnet (\w+)", README, re.M))
     assert named <= known
     assert len(named) >= 10
+
+
+def test_dense_commands_and_configs_that_it_names_exist():
+    from typer.main import get_command
+
+    from bcnet.cli import app
+
+    known = set(get_command(app).commands["dense"].commands)
+    lines = [line for block in BLOCKS["sh"] for line in block.splitlines() if line.startswith("bcnet dense ")]
+    named = {line.split()[2] for line in lines}
+    assert named <= known
+    assert len(named) >= 6
+    for name in {word for line in lines for word in line.split() if word.startswith("dense/")}:
+        assert load_as(DenseConfig, name).grid.widths
+
+
+def test_dense_commands_on_digits_work_as_shown(bcnet, tmp_path, monkeypatch):
+    """As they stand, but for fewer epochs."""
+    monkeypatch.chdir(tmp_path)
+    quick = {
+        "train": ["weights.epochs=2", "architecture.start_epoch=1", "weights.batch_size=128", "retrain.epochs=0.5"],
+        "refine": ["train.epochs=0.5", "search.evaluations=8", "search.algorithm.population=4", "score.calibration_images=64"],
+    }
+    lines = [line.partition("#")[0].split() for block in BLOCKS["sh"] for line in block.splitlines() if line.startswith("bcnet dense ")]
+    shown = [words[1:] for words in lines if "dense/digits" in words or "runs/dense-digits" in words]
+    assert [words[1] for words in shown] == ["space", "train", "derive", "retrain", "refine"]
+    for words in shown:
+        code, _, err = bcnet(*words, *quick.get(words[1], []))
+        assert code == 0, err
+    for file in ("net_config.txt", "search.json", "index.html", "network/network.safetensors", "refined/search.json"):
+        assert (tmp_path / "runs" / "dense-digits" / file).is_file()

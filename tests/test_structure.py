@@ -7,7 +7,7 @@ import bcnet
 CHAIN = (
     *("version", "errors", "formatting", "former", "seeds", "files", "plugins", "distributed", "machine", "progress", "config"),
     *("data", "models", "space", "kernels", "supernet", "results", "latency", "training", "scoring", "search", "experiment", "run", "fit"),
-    *("forecast", "truth", "report", "commands", "cli", "__main__"),
+    *("forecast", "truth", "dense", "report", "commands", "cli", "__main__"),
 )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from bcnet.errors import UserError, first_line
 from bcnet.models.channel_bench import MobileNet, ResNet
 from bcnet.models.cifar import ResNet20
+from bcnet.models.densenas import ChainNetwork
 from bcnet.models.digits import DigitsResNet
 from bcnet.models.padded import PaddedResNet
 from bcnet.models.shake_shake import ShakeShake
@@ -26,6 +27,7 @@ OWN_MODELS: dict[str, Callable[..., nn.Module]] = {
     "cifar/resnet56_padded": partial(PaddedResNet, depth=56),
     "cifar/shake_shake26_2x32d": partial(ShakeShake, width=32),
     "cifar/shake_shake26_2x64d": partial(ShakeShake, width=64),
+    "densenas/chain": ChainNetwork,
     "digits/resnet": DigitsResNet,
 }
 DEFAULT_INPUTS = {

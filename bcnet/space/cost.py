@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -140,6 +140,10 @@ class CostTable:
         """Every cost of one width vector, by name."""
         return {name: self.one(widths, name) for name in self.costs}
 
+    def symbol(self, cost: str) -> str:
+        """What stands behind a number of a cost, such as ``ms``."""
+        return self.costs[cost].symbol
+
     def written(self, cost: str, value: float) -> str:
         """A value of a cost as people read it: ``122.9M``, ``3.5 ms``."""
         return f"{human(value)} {self.costs[cost].symbol}".rstrip()
@@ -168,6 +172,30 @@ class CostTable:
         return "the full model" if self.model is None else "the model"
 
 
+class Priced(Protocol):
+    """What a budget asks of the costs of a space; `CostTable` is that of width vectors."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the costs."""
+
+    @property
+    def model_name(self) -> str:
+        """How prints call the network that fractions refer to."""
+
+    def symbol(self, cost: str) -> str:
+        """What stands behind a number of it, such as ``ms``."""
+
+    def range(self, cost: str) -> tuple[Any, Any]:
+        """The cheapest and the dearest."""
+
+    def of_model(self, cost: str) -> Any:
+        """What fractions refer to."""
+
+    def written(self, cost: str, value: float) -> str:
+        """A value of a cost as people read it."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """An upper limit on one cost.
@@ -186,7 +214,7 @@ class Budget:
         return f"{self.cost} <= {human(self.limit)}"
 
     @staticmethod
-    def parse(text: str, costs: CostTable) -> "Budget":
+    def parse(text: str, costs: Priced) -> "Budget":
         """Read ``flops=150M``, ``params=2.5M``, ``latency=3.5ms`` or ``flops=0.5`` (a fraction of the model's, before it was widened).
 
         Raises:
@@ -198,7 +226,7 @@ class Budget:
             raise UserError(f"budget {text!r} is not COST=VALUE with COST one of {', '.join(costs.names)}, e.g. flops=150M or flops=0.5")
         low, high = costs.range(name)
         whole = costs.of_model(name)
-        limit = limit_of(value, whole, f"budget {text!r}", costs.costs[name].symbol)
+        limit = limit_of(value, whole, f"budget {text!r}", costs.symbol(name))
         if limit < low:
             reach = f"{human(low)} to {costs.written(name, high)}"
             if whole is not None:

@@ -146,6 +146,7 @@ class Trainer:
             while self.step < last:
                 self._train_step(replica)
                 self.step += 1
+                self._after_step()
                 now = time.monotonic()
                 self.history.seconds = seconds_before + now - started
                 if self.step % FLUSH_STEPS == 0 or self.step == last:
@@ -173,6 +174,9 @@ class Trainer:
     def _tell(self, row: dict[str, float]) -> None:
         for watcher in self.watchers:
             watcher.tell(self.step, row)
+
+    def _after_step(self) -> None:
+        """What a trainer of another kind does between two steps."""
 
     def _agree(self, wants_to_save: bool) -> tuple[bool, bool]:
         """Whether to stop, and whether to save. Each process has its own clock and signals, so they decide together, now and then."""
@@ -304,7 +308,14 @@ class Trainer:
             state["counts"] = [torch.from_numpy(own.copy()) for own in self.counts.counts]
         if self.records is not None:
             state["records"] = self.records.to_list()
-        save_checkpoint(self.checkpoint, state)
+        save_checkpoint(self.checkpoint, state | self._more_state())
+
+    def _more_state(self) -> dict[str, Any]:
+        """What a trainer of another kind has in its checkpoint beside this."""
+        return {}
+
+    def _restore_more(self, state: dict[str, Any]) -> None:
+        """Take that from a checkpoint."""
 
     def resume(self) -> bool:
         """Continue from the checkpoint; returns whether there was one.
@@ -324,6 +335,7 @@ class Trainer:
                 self.ema.load_state_dict(state["ema"])
             if self.counts is not None:
                 self.counts.restore([own.cpu().numpy() for own in state["counts"]])
+            self._restore_more(state)
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"{self.checkpoint}: does not fit this model: {first_line(error)}") from error
         self.step, self.history = state["step"], History(**state["history"] | {"loss": state["history"]["loss"].tolist()})

@@ -1,0 +1,249 @@
+"""Latency tables of a grid: the authors' published ones, and those that are measured here.
+
+The published form is a list ``[stem and first block, blocks, last, classifier]`` of milliseconds: for every block but the first
+``[heads, stack]`` with a row of operations per incoming edge (nearest block first) and per stacked layer (skipped last), then one number
+per block that the last convolution may read (nearest first). A table that is measured here holds the same beside what it was measured on.
+"""
+
+import platform
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from bcnet.dense.config import SKIP, GridConfig
+from bcnet.dense.costs import GridCost
+from bcnet.dense.grid import Grid
+from bcnet.errors import UserError
+from bcnet.files import read_json
+from bcnet.latency.timing import TimedNetwork, clock_of, random_images, visit
+from bcnet.machine import device_name
+from bcnet.models.densenas import conv_bn, make_operation
+from bcnet.models.layout import to_device
+from bcnet.progress import ProgressBar
+from bcnet.results import Record
+from bcnet.version import __version__
+
+FORMAT: Literal["bcnet-dense-latency-1"] = "bcnet-dense-latency-1"
+WHAT = "a latency table of a grid"
+Rows = Sequence[Sequence[float]]
+
+
+class DenseLatencyMeta(Record):
+    """What was measured, where and when."""
+
+    grid: GridConfig
+    """The grid."""
+    num_classes: int
+    """Logits."""
+    input: list[int]
+    """``[C, H, W]`` of one image."""
+    batch_size: int
+    """Images at once; all times are of one batch."""
+    amp: Literal["off", "bf16"]
+    """Autocast."""
+    device: str
+    """Name of the processor or GPU."""
+    device_type: Literal["cpu", "cuda"]
+    """Where it ran."""
+    threads: int
+    """CPU threads."""
+    clock: str
+    """What took the time."""
+    turns: int
+    """Passes of every operation, in turns with a reference."""
+    reference_ms: float
+    """Median time of the reference."""
+    date: str
+    """Day."""
+    torch: str
+    """Version."""
+    python: str
+    """Version."""
+    bcnet: str
+    """Version."""
+
+
+class DenseLatencyTable(Record):
+    """A measured table: the published form beside its circumstances."""
+
+    format: Literal["bcnet-dense-latency-1"]
+    """Version of this form."""
+    meta: DenseLatencyMeta
+    """What was measured."""
+    table: list[Any]
+    """In the published form."""
+
+
+def read_latency(path: Path, grid: Grid) -> GridCost:
+    """A table as a cost of a grid.
+
+    Args:
+        path: a JSON file, of either form.
+        grid: must be that of the table.
+
+    Raises:
+        UserError: no such file, not such a table, or one of another grid; names the first thing that does not fit.
+    """
+    tree = read_json(path, WHAT)
+    if isinstance(tree, dict):
+        try:
+            known = DenseLatencyTable.model_validate(tree)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{path}: not {WHAT}: {'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from error
+        other = [name for name, value in known.meta.grid if value != getattr(grid.config, name)]
+        if other:
+            raise UserError(f"{path}: a table of another grid: {other[0]} is {getattr(known.meta.grid, other[0])} there")
+        tree = known.table
+    return _Reader(path, grid).read(tree)
+
+
+class _Reader:
+    def __init__(self, path: Path, grid: Grid) -> None:
+        self.path, self.grid = path, grid
+
+    def read(self, tree: Any) -> GridCost:
+        grid, expected = self.grid, len(self.grid.config.widths) - 1
+        if not isinstance(tree, list) or len(tree) != 4 or not isinstance(tree[1], list):
+            raise UserError(f"{self.path}: not {WHAT}: wanted [stem and first block, blocks, last, classifier]")
+        if len(tree[1]) != expected:
+            raise UserError(f"{self.path}: a table of another grid: it has {len(tree[1])} blocks behind the first, the grid {expected}")
+        heads: dict[tuple[int, int], list[float]] = {}
+        stacks: dict[tuple[int, int], list[float]] = {}
+        for block in grid.used[1:]:
+            where = f"block {block + 1} (width {grid.config.widths[block]})"
+            entry = tree[1][block - 1]
+            if not isinstance(entry, list) or len(entry) != 2:
+                raise UserError(f"{self.path}: not {WHAT}: {where} is no [heads, stack]")
+            rows = self._rows(entry[0], len(grid.head_names), f"{where}, heads")
+            if len(rows) != len(grid.incoming[block]):
+                raise self._misfit(where, len(rows), "connections", len(grid.incoming[block]))
+            heads |= {(edge.source, block): row for edge, row in zip(grid.incoming[block], rows, strict=True)}
+            layers = self._rows(entry[1], len(grid.stack_names), f"{where}, stack")
+            if len(layers) < grid.depth(block):
+                raise self._misfit(where, len(layers), "stacked layers", grid.depth(block))
+            stacks |= {(block, layer): layers[layer] for layer in range(grid.depth(block))}
+        (lasts,) = self._rows([tree[2]], len(grid.incoming[grid.end]), "the last convolution")
+        ((before, behind),) = self._rows([[tree[0], tree[3]]], 2, "stem and classifier")
+        ends = {edge.source: ms for edge, ms in zip(grid.incoming[grid.end], lasts, strict=True)}
+        return GridCost("latency", "ms", before + behind, heads, stacks, ends)
+
+    def _rows(self, rows: Any, columns: int, where: str) -> list[list[float]]:
+        def is_ms(value: Any) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+        if not isinstance(rows, list) or not all(isinstance(row, list) and all(map(is_ms, row)) for row in rows):
+            raise UserError(f"{self.path}: not {WHAT}: {where}: wanted rows of milliseconds")
+        for row in rows:
+            if len(row) != columns:
+                raise self._misfit(where, len(row), "numbers", columns)
+        return [[float(value) for value in row] for row in rows]
+
+    def _misfit(self, where: str, there: int, what: str, here: int) -> UserError:
+        return UserError(f"{self.path}: a table of another grid: {where}: {there} {what} there, {here} in the grid")
+
+
+# Measuring -------------------------------------------------------------------------------------------------------------
+
+
+def measure_grid(
+    grid: Grid,
+    image: Sequence[int],
+    num_classes: int,
+    *,
+    device: torch.device,
+    batch_size: int = 1,
+    bf16: bool = False,
+    seconds: float = 0.2,
+    repeats: int | None = None,
+    label: str = "",
+) -> DenseLatencyTable:
+    """Measure every operation of a grid; each runs in turns with one and the same reference (see `bcnet.latency.timing`).
+
+    Args:
+        grid: its blocks.
+        image: ``(C, H, W)`` of one image.
+        num_classes: number of logits.
+        device: where.
+        batch_size: images at once.
+        bf16: autocast to bf16.
+        seconds: for every operation, the reference included.
+        repeats: so many passes of each instead.
+        label: shown beside the progress bar.
+
+    Returns:
+        The table. Operations of the same widths, size and stride are measured once.
+    """
+    config, widths, sizes = grid.config, grid.config.widths, grid.map_sizes(image)
+    clock = clock_of(device)
+
+    def timed(module: nn.Module, channels: int, size: Sequence[int]) -> TimedNetwork:
+        shape = (channels, *size) if size else (channels,)
+        images = random_images(shape, batch_size, device)
+        return TimedNetwork(to_device(module, device).eval(), images, clock, bf16=bf16)
+
+    reference = timed(make_operation("mbconv_k3_t6", widths[0], widths[0], 1), widths[0], sizes[0])
+    wanted: dict[tuple[Any, ...], Callable[[], TimedNetwork]] = {}
+
+    def want(name: str, inputs: int, outputs: int, stride: int, block: int) -> tuple[Any, ...]:
+        key = (name, inputs, outputs, stride, sizes[block])
+        wanted[key] = lambda: timed(_operation(name, inputs, outputs, stride), inputs, sizes[block])
+        return key
+
+    heads = {e: [want(name, widths[e.source], widths[e.target], e.stride, e.source) for name in grid.head_names] for e in grid.heads}
+    stacks = {block: [want(name, widths[block], widths[block], 1, block) for name in grid.stack_names] for block in grid.used[1:]}
+    lasts = [want("last", widths[edge.source], config.last, 1, edge.source) for edge in grid.incoming[grid.end]]
+    stem: list[nn.Module] = [conv_bn(image[0], widths[0], 3, stride=config.stem_stride)]
+    stem += [make_operation(config.first, widths[0], widths[0], 1)] if config.first else []
+    wanted["stem",] = lambda: timed(nn.Sequential(*stem), image[0], image[1:])
+    wanted["classifier",] = lambda: timed(nn.Linear(config.last, num_classes), config.last, ())
+
+    ratios, references, turns = {}, [], []
+    with ProgressBar(label, len(wanted)) as bar:
+        for number, (key, make) in enumerate(wanted.items(), start=1):
+            seen = visit(make(), reference, seconds=seconds, repeats=repeats)
+            ratios[key] = seen.ratio
+            references.append(seen.reference_ms)
+            turns.append(seen.turns)
+            bar.update(number, f"{seen.ratio * seen.reference_ms:.3g} ms")
+    unit = sorted(references)[len(references) // 2]
+
+    def ms(key: tuple[Any, ...]) -> float:
+        return float(ratios[key] * unit)
+
+    blocks = [
+        [
+            [[ms(key) for key in heads[edge]] for edge in grid.incoming.get(block, ())],
+            [[ms(key) for key in stacks[block]] for _ in range(grid.depth(block))] if block in stacks else [],
+        ]
+        for block in range(1, grid.end)
+    ]
+    meta = DenseLatencyMeta(
+        grid=config,
+        num_classes=num_classes,
+        input=list(image),
+        batch_size=batch_size,
+        amp="bf16" if bf16 else "off",
+        device=device_name(device),
+        device_type="cuda" if device.type == "cuda" else "cpu",
+        threads=torch.get_num_threads(),
+        clock=clock.name,
+        turns=min(turns),
+        reference_ms=unit,
+        date=datetime.now(timezone.utc).date().isoformat(),
+        torch=str(torch.__version__),
+        python=platform.python_version(),
+        bcnet=__version__,
+    )
+    return DenseLatencyTable(format=FORMAT, meta=meta, table=[ms(("stem",)), blocks, [ms(key) for key in lasts], ms(("classifier",))])
+
+
+def _operation(name: str, inputs: int, outputs: int, stride: int) -> nn.Module:
+    if name == SKIP:
+        return nn.Identity()
+    return conv_bn(inputs, outputs, 1) if name == "last" else make_operation(name, inputs, outputs, stride)

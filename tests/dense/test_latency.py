@@ -1,0 +1,79 @@
+import json
+
+import pytest
+import torch
+from grids import all_choices, tiny
+
+from bcnet.config import load_as
+from bcnet.dense.config import DenseConfig
+from bcnet.dense.grid import Grid
+from bcnet.dense.latency import measure_grid, read_latency
+from bcnet.errors import UserError
+from bcnet.models.net_config import read_net_config
+
+
+def shipped(name):
+    return Grid(load_as(DenseConfig, f"dense/{name}").grid)
+
+
+def test_published_networks_take_what_was_published(published_latency, published_networks):
+    grid = shipped("mbv2")
+    cost = read_latency(published_latency, grid)
+    ms = {name: cost.of(grid.find(read_net_config(row["net_config"]))) for name, row in published_networks.items()}
+    assert (round(ms["A"], 2), round(ms["C"], 2)) == (13.65, 18.01)
+
+
+def test_the_published_resnet_table_is_of_the_resnet_grid(resnet_latency):
+    grid = shipped("resnet")
+    cost = read_latency(resnet_latency, grid)
+    assert len(cost.heads) == len(grid.heads)
+    assert len(cost.stacks) == len(grid.layers)
+
+
+def test_a_table_of_another_grid_is_refused_in_a_line(published_latency, resnet_latency):
+    with pytest.raises(UserError, match="a table of another grid: it has 20 blocks behind the first, the grid 16"):
+        read_latency(resnet_latency, shipped("mbv2"))
+    config = load_as(DenseConfig, "dense/mbv2", ["grid.adjoin=3"])
+    with pytest.raises(UserError, match=r"block 7 \(width 64\).*4 connections there, 3 in the grid"):
+        read_latency(published_latency, Grid(config.grid))
+
+
+def measured(**changes):
+    return measure_grid(tiny(**changes), (3, 8, 8), 5, device=torch.device("cpu"), repeats=2)
+
+
+def test_a_measured_table_is_read_back_and_holds_its_circumstances(tmp_path):
+    table, grid = measured(), tiny()
+    table.write(tmp_path / "table.json")
+    cost = read_latency(tmp_path / "table.json", grid)
+    assert table.meta.input == [3, 8, 8]
+    assert table.meta.turns == 2
+    assert min(min(row) for row in cost.heads.values()) > 0
+    (choice, *_) = all_choices(grid)
+    before, blocks, lasts, behind = table.table
+    heads, stack = blocks[0]
+    assert choice.path == (0, 1, 2, 3)
+    skipped = [blocks[1][1][layer][choice.stacks[1][layer]] for layer in range(2)]
+    total = before + heads[0][0] + stack[0][0] + blocks[1][0][0][0] + sum(skipped) + blocks[2][0][0][0] + lasts[0] + behind
+    assert cost.of(choice) == pytest.approx(total)
+    with pytest.raises(UserError, match="a table of another grid: last is 12 there"):
+        read_latency(tmp_path / "table.json", tiny(last=13))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t[:3], "wanted .stem and first block"),
+        (lambda t: [*t[:3], -1.0], "wanted rows of milliseconds"),
+        (lambda t: [*t[:3], float("nan")], "wanted rows of milliseconds"),
+        (lambda t: [t[0], t[1], t[2] + [0.1], t[3]], "the last convolution: 2 numbers there, 1 in the grid"),
+        (lambda t: [t[0], [*t[1][:2], [5, 5]], *t[2:]], "block 4"),
+        (lambda t: {"format": "bcnet-dense-latency-1", "table": t}, "meta: Field required"),
+    ],
+)
+def test_what_is_no_table_is_refused_in_a_line(tmp_path, change, words):
+    file = tmp_path / "table.json"
+    file.write_text(json.dumps(change(measured().table)))
+    with pytest.raises(UserError, match=words) as caught:
+        read_latency(file, tiny())
+    assert "\n" not in str(caught.value)
