@@ -5,11 +5,26 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bcnet.commands import dense, fit, latency, models, networks, profile, quickstart, rank, score, train, truth
+from bcnet.commands import configs, dense, fit, latency, models, networks, profile, quickstart, rank, score, train, truth
 from bcnet.commands.app import app
 from bcnet.errors import Interrupted, UserError
 
-__all__ = ["app", "dense", "fit", "latency", "main", "models", "networks", "profile", "quickstart", "rank", "score", "train", "truth"]
+__all__ = [
+    "app",
+    "configs",
+    "dense",
+    "fit",
+    "latency",
+    "main",
+    "models",
+    "networks",
+    "profile",
+    "quickstart",
+    "rank",
+    "score",
+    "train",
+    "truth",
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

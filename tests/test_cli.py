@@ -29,6 +29,8 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
     code, out, _ = bcnet("train", "digits/bcnetv2", "--out", folder, *QUICK)
     assert code == 0
     assert "exactly as often" in out
+    assert f"next: bcnet search {folder} --budget flops=0.5" in out
+    refused(bcnet("extract", folder, "--widths", "best", "--out", tmp_path / "none"), "has no search yet", f"bcnet search {folder}")
     assert {"config.yaml", "environment.json", "checkpoint.pt", "index.html", "fairness.png"} <= {p.name for p in folder.iterdir()}
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["torch"]
@@ -49,8 +51,9 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
     assert found["best"]["widths"] in out
     best = found["best"]["widths"]
 
-    code, out, _ = bcnet("extract", folder, "--widths", best, "--out", tmp_path / "network", "--formats", "torch")
+    code, out, _ = bcnet("extract", folder, "--widths", "best", "--out", tmp_path / "network", "--formats", "torch")
     assert code == 0
+    assert f"network: {best}, " in out
     assert "times the model's speed" in out
     assert sorted(p.name for p in (tmp_path / "network").iterdir()) == ["README.md", "network.json", "network.pt2", "network.safetensors"]
     network, description = load_network(tmp_path / "network")
@@ -64,7 +67,7 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
     assert 1 < description["val_accuracy"] <= 100  # per cent, as test_accuracy
     assert sum(p.numel() for p in network.parameters()) == description["params"] == found["best"]["params"]
 
-    code, out, _ = bcnet("retrain", folder, "--widths", best, "--seeds", "0,1")
+    code, out, _ = bcnet("retrain", folder, "--widths", "best", "--seeds", "0,1")
     assert code == 0
     assert "Found minus uniform" in out
     assert len(json.loads((folder / "retrain" / f"{best}.json").read_text())["uniform"]["acc"]) == 2

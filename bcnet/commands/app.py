@@ -35,7 +35,7 @@ Overrides = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory made by 'bcnet train'.")]
 WIDTHS_HELP = "One width string, a file with one per line, full, random:N (always the same N), spread:N (from narrow to wide), or all."
 WidthsOption = Annotated[str, typer.Option("--widths", metavar="W", help=WIDTHS_HELP)]
-OneWidth = Annotated[str, typer.Option("--widths", metavar="W", help="One width string.")]
+OneWidth = Annotated[str, typer.Option("--widths", metavar="W", help="One width string, best (of the last search), full or uniform=0.5.")]
 TruthOption = Annotated[
     str,
     typer.Option(metavar="FILE", help="Results_MobileNet.json, a CSV of widths and accuracy; or channel_bench_digits, which is built in."),
@@ -87,13 +87,15 @@ def opened(folder: Path, overrides: Sequence[str] | None) -> "Iterator[tuple[Run
         yield run, say
 
 
-def finish(run: "Run", say: Say) -> None:
-    """Write the page of a run, on rank 0."""
+def finish(run: "Run", say: Say, *, then: str = "") -> None:
+    """Write the page of a run, on rank 0, and name the command that most would give next."""
     from bcnet.distributed import process_rank
     from bcnet.report.run_page import write_run_page
 
     if process_rank() == 0:
         say(f"page: {write_run_page(run)}")
+        if then:
+            say(f"next: {then}", markup=False)
 
 
 def read_widths(text: str, space: "Space") -> "list[Widths]":
@@ -140,6 +142,24 @@ def _read_widths(text: str, space: "Space") -> "list[Widths]":
     if os.sep in text or "." in text:
         raise UserError(f"--widths {text}: no such file")
     return [read_width_string(text, space)]
+
+
+def widths_of_run(text: str, run: "Run") -> "Widths":
+    """One width vector for a run: ``best`` of its last search, ``uniform=0.5`` (all groups alike, at most half of the FLOPs), or a string.
+
+    Raises:
+        UserError: there was no search, the share is none, or the string is not of the space.
+    """
+    if text == "best":
+        record = run.search_record()
+        if record is None:
+            raise UserError(f"--widths best: {run.folder} has no search yet; bcnet search {run.folder} --budget flops=0.5")
+        return run.space.decode(record.best.widths)
+    if text.startswith("uniform="):
+        from bcnet.space.cost import uniform_widths
+
+        return uniform_widths(run.costs, f"flops={text.removeprefix('uniform=')}")
+    return read_width_string(text, run.space)
 
 
 def read_width_string(text: str, space: "Space") -> "Widths":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import OneWidth, Overrides, RunFolder, Say, app, finish, opened, read_width_string
+from bcnet.commands.app import OneWidth, Overrides, RunFolder, Say, app, finish, opened, widths_of_run
 from bcnet.errors import UserError
 from bcnet.formatting import human, plural
 
@@ -40,10 +40,11 @@ def extract(
         _formats(formats, list(FORMATS)) if formats is not None else [form for form in FORMATS if form != "onnx" or onnx_is_installed()]
     )
     with opened(folder, overrides) as (run, say):
-        network, description = run.extract(read_width_string(widths, run.space), out)
+        chosen = widths_of_run(widths, run)
+        network, description = run.extract(chosen, out)
         costs = f"{description['flops']:,} FLOPs, {description['params']:,} params"
         accuracy = f"search-validation accuracy {description['val_accuracy']:.2f} % (its left side; scores are of {_both(run)})"
-        say(f"{out}: {widths}, {costs}, {accuracy}")
+        say(f"{out}: {run.space.encode(chosen)}, {costs}, {accuracy}")
         say(f"it takes {Speed.model_validate(description['speed']).sentence}")
         failures = []
         for form in wanted:
@@ -75,7 +76,7 @@ def _both(run: "Run") -> str:
 @app.command()
 def retrain(
     folder: RunFolder,
-    widths: Annotated[str, typer.Option("--widths", metavar="W[,W...]", help="One width string, or several joined by commas.")],
+    widths: Annotated[str, typer.Option("--widths", metavar="W[,W...]", help="As of extract (such as best), or several joined by commas.")],
     overrides: Overrides = None,
     seeds: Annotated[str, typer.Option(metavar="S,S,...", help="Seeds.")] = "0,1,2",
     together: Annotated[
@@ -87,7 +88,7 @@ def retrain(
 ) -> None:
     """Train widths over several seeds, each beside the uniform width of the same FLOPs; from scratch unless told otherwise."""
     with opened(folder, overrides) as (run, say):
-        wanted = [read_width_string(one.strip(), run.space) for one in widths.split(",")]
+        wanted = [widths_of_run(one.strip(), run) for one in widths.split(",")]
         if len(set(wanted)) < len(wanted):
             raise UserError(f"--widths {widths!r}: one stands there twice")
         if together and len(wanted) < 2:
@@ -99,7 +100,7 @@ def retrain(
         else:
             for one in wanted:
                 retrain_widths(run, one, read_seeds(seeds), say, inherit=inherit)
-        finish(run, say)
+        finish(run, say, then=f"bcnet extract {folder} --widths {widths.partition(',')[0]} --out network")
 
 
 def retrain_together(run: "Run", widths: "Sequence[Widths]", seeds: list[int], say: Say) -> None:

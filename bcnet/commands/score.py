@@ -72,7 +72,7 @@ def search(
     with opened(folder, chosen) as (run, say):
         _take_anchors(run, anchors, say)
         search_widths(run, budget or (), say)
-        finish(run, say)
+        finish(run, say, then=f"bcnet extract {folder} --widths best --out network, or bcnet retrain {folder} --widths best")
 
 
 def _take_anchors(run: "Run", file: str | None, say: Say) -> None:

@@ -28,7 +28,7 @@ def train(
 
         run = Run.create(folder, settings, resume=resume)
         train_supernet(run, say)
-        finish(run, say)
+        finish(run, say, then=f"bcnet search {folder} --budget flops=0.5")
 
 
 def train_supernet(run: "Run", say: Say) -> None:

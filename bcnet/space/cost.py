@@ -235,6 +235,25 @@ class Budget:
         return Budget(name, int(limit) if isinstance(high, int) else limit, text)
 
 
+def uniform_widths(costs: CostTable, text: str) -> Widths:
+    """The widest width vector within a budget in which every group has about the same share of its channels.
+
+    Args:
+        costs: of the space.
+        text: of the budget, such as ``flops=0.5``.
+
+    Raises:
+        UserError: the budget cannot be read or met.
+    """
+    budget, groups = Budget.parse(text, costs), costs.space.groups
+    best = costs.space.narrowest
+    for share in sorted({count / group.channels for group in groups for count in group.choices}):
+        widths = tuple(max((k for k in g.indices if g.counts[k - 1] <= share * g.channels), default=g.smallest) for g in groups)
+        if costs.one(widths, budget.cost) <= budget.limit:
+            best = widths
+    return best
+
+
 def limit_of(value: str, full: float | None, where: str, symbol: str = "") -> float:
     """The number that a budget's value means: itself, or a fraction of the model's cost where it is written as one.
 
