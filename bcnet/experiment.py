@@ -158,7 +158,11 @@ class Experiment:
         return CostTable(self.space, [load_cost(name, self.space, of) for name in self.config.costs], self.model_space)
 
     def uniform_channels(self, flops: float) -> tuple[int, ...]:
-        """Channels of the largest uniformly scaled model whose FLOPs do not exceed ``flops``; no wider than the supernet."""
+        """Channels of the model scaled by one factor, filled up to ``flops``; no wider than the supernet.
+
+        The factor is the largest at which rounded channel counts keep within ``flops``. What rounding leaves over goes to the groups
+        that are narrowest beside the factor, a unit each, until no unit fits.
+        """
         groups = list(zip(self.space.groups, self.costs.model_channels, strict=True))
 
         def scaled(factor: float) -> tuple[int, ...]:
@@ -170,7 +174,15 @@ class Experiment:
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if self.costs.of_channels(scaled(middle), "flops") <= flops else (low, middle)
-        return scaled(low)
+        filled, places = list(scaled(low)), list(range(len(groups)))
+        while places:
+            place = min(places, key=lambda p: filled[p] / groups[p][1])
+            wider = [*filled[:place], filled[place] + groups[place][0].unit, *filled[place + 1 :]]
+            if wider[place] <= groups[place][0].channels and self.costs.of_channels(wider, "flops") <= flops:
+                filled = wider
+            else:
+                places.remove(place)
+        return tuple(filled)
 
     # Training --------------------------------------------------------------------------------------------------------
 

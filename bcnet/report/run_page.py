@@ -123,17 +123,36 @@ def _spread(values: list[float]) -> float | str:
 
 
 def verdict(retrained: RetrainRecord) -> str:
-    """One honest sentence on the found width against the uniform one."""
+    """One honest sentence on the found width against the uniform one, by Welch's t-test."""
     found, uniform = retrained.found.acc, retrained.uniform.acc
     difference = fmean(found) - fmean(uniform)
     if len(found) < 2:
         return f"One seed: found minus uniform is {difference:+.2f} points; one seed cannot tell whether that is noise."
-    error = ((stdev(found) ** 2 + stdev(uniform) ** 2) / len(found)) ** 0.5
-    if abs(difference) <= 2 * error:
+    low, high, p = welch(found, uniform)
+    if p >= 0.05:
         judgement = "that is within the noise of the seeds"
     else:
         judgement = "the found width is better" if difference > 0 else "the uniform width is better"
-    return f"Found minus uniform: {difference:+.2f} points (standard error {error:.2f}, {len(found)} seeds each): {judgement}."
+    chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    how = f"95 % interval {low:+.2f} to {high:+.2f}, {chance} by Welch's t-test, {len(found)} seeds each"
+    return f"Found minus uniform: {difference:+.2f} points ({how}): {judgement}."
+
+
+def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """The 95 % interval of the difference of two means, and the p-value of its being zero; variances may differ.
+
+    Args:
+        one: at least two values.
+        other: at least two values.
+    """
+    from scipy.stats import ttest_ind
+
+    if len(set(one)) == len(set(other)) == 1:  # nothing varies: whatever the difference is, it is not noise that was seen
+        difference = one[0] - other[0]
+        return difference, difference, float(difference == 0)
+    test = ttest_ind(one, other, equal_var=False)
+    interval = test.confidence_interval(0.95)
+    return float(interval.low), float(interval.high), float(test.pvalue)
 
 
 def _add_training(page: Page, run: Run) -> None:

@@ -1,9 +1,10 @@
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from bcnet.report.page import Page, details, picture, table, text
-from bcnet.report.run_page import verdict, write_run_page
+from bcnet.report.run_page import verdict, welch, write_run_page
 from bcnet.results import RetrainedWidth, RetrainRecord
 
 
@@ -63,3 +64,18 @@ def test_the_page_of_a_run_needs_nothing_from_outside(run):
 def test_the_verdict_says_what_the_numbers_say(found, uniform, words):
     networks = (RetrainedWidth(channels=[8], acc=acc, seeds=list(range(len(acc))), flops=1, params=1) for acc in (found, uniform))
     assert words in verdict(RetrainRecord(**dict(zip(("found", "uniform"), networks, strict=True))))
+
+
+def test_the_verdict_is_wrong_no_more_often_than_it_says():
+    """Of two networks that are equally good, three seeds each: once in twenty times a difference is called real, not once in eight."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(95, 0.5, (2000, 2, 3))
+    wrong = np.mean([welch(*pair)[2] < 0.05 for pair in draws.tolist()])
+    assert wrong < 0.055
+    two_errors = np.abs(draws.mean(2) @ (1, -1)) > 2 * np.sqrt(draws.var(2, ddof=1).sum(1) / 3)
+    assert two_errors.mean() > 0.1  # as the verdict was made once
+
+
+def test_accuracies_that_do_not_vary_are_no_noise():
+    assert welch([90.0, 90.0], [91.0, 91.0, 91.0]) == (-1.0, -1.0, 0.0)
+    assert welch([90.0, 90.0], [90.0, 90.0]) == (0.0, 0.0, 1.0)
