@@ -126,9 +126,8 @@ def retrain_widths(run: "Run", widths: "Widths", seeds: list[int], say: Say, *, 
     say(f"start: {'the weights that the supernet has for each width' if inherit else 'from scratch'}")
     for kind, row in (("found", record.found), ("uniform", record.uniform)):
         name = row.widths or "-".join(map(str, row.channels)) + " channels"
-        say(
-            f"{kind:8} {name}: test accuracy {_accuracy(row.acc)} over {plural(len(row.acc), 'seed')}, {human(row.flops)} FLOPs, {human(row.params)} params"
-        )
+        costs = f"{human(row.flops)} FLOPs, {human(row.params)} params"
+        say(f"{kind:8} {name}: test accuracy {_accuracy(row.acc)} over {plural(len(row.acc), 'seed')}, {costs}")
     say(verdict(record))
     return record
 
