@@ -290,8 +290,8 @@ class SearchConfig(Section):
     first budget's, or FLOPs."""
 
 
-class Config(Section):
-    """A whole experiment."""
+class BaseConfig(Section):
+    """What every experiment has: a seed, a machine, images."""
 
     seed: int = Field(0, ge=0)
     """Of everything random: initial weights, split, order, augmentation, widths, search."""
@@ -306,6 +306,11 @@ class Config(Section):
     checkpoint_seconds: float = Field(60.0, gt=0)
     """Longest time between two checkpoints."""
     data: DataConfig = DataConfig()
+
+
+class Config(BaseConfig):
+    """A whole experiment."""
+
     model: ModelConfig = ModelConfig()
     space: SpaceConfig = SpaceConfig()
     train: TrainConfig = TrainConfig()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bcnet.config import Config, RecipeConfig, complete
+from bcnet.config import BaseConfig, Config, RecipeConfig, complete
 from bcnet.data.interfaces import DataSet, EvalSource
 from bcnet.data.load import load_data
 from bcnet.errors import UserError, first_line
@@ -51,7 +51,39 @@ COLUMNS = ("loss", "lr", "images_per_second", "gpu_gib", *LOOKED_AT)
 IMPORTANCE_IMAGES = 2048  # training images, not augmented, by which channels are ranked
 
 
-class Experiment:
+class Resources:
+    """The machine and the images that a config asks for.
+
+    Args:
+        config: the settings.
+    """
+
+    def __init__(self, config: BaseConfig) -> None:
+        self._base = config
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return resolve_device(self._base.device)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether to autocast to bf16."""
+        return use_bf16(self._base.amp, self.device)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, commit and hardware, and whether the compiled kernels are on."""
+        return environment(self.device) | {"kernels": status() if self.device.type == "cpu" else "for the CPU only"}
+
+    @cached_property
+    def data(self) -> DataSet:
+        """The images."""
+        return load_data(self._base.data, self._base.seed, self.device, self._base.workers)
+
+
+class Experiment(Resources):
     """Data, model, space, trainer and scorer of a config; it has no folder and writes nothing by itself.
 
     Args:
@@ -70,29 +102,9 @@ class Experiment:
         self.config = config.model_copy(update={"train": train, "search": search})
         _refuse_without_weights(config)
         self._needs_contiguous: bool | None = None  # asked of the first model that is built
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        super().__init__(config)
 
-    # Machine, data, model --------------------------------------------------------------------------------------------
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where to compute."""
-        return resolve_device(self.config.device)
-
-    @property
-    def bf16(self) -> bool:
-        """Whether to autocast to bf16."""
-        return use_bf16(self.config.amp, self.device)
-
-    def environment(self) -> dict[str, Any]:
-        """Versions, commit and hardware, and whether the compiled kernels are on."""
-        return environment(self.device) | {"kernels": status() if self.device.type == "cpu" else "for the CPU only"}
-
-    @cached_property
-    def data(self) -> DataSet:
-        """The images."""
-        return load_data(self.config.data, self.config.seed, self.device, self.config.workers)
+    # Model ------------------------------------------------------------------------------------------------------------
 
     def build_model(self, seed: int, *, pretrained: bool = False) -> nn.Module:
         """The plain model, freshly initialised or with trained weights; widened where the config says so."""

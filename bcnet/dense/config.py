@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bcnet.config import DataConfig, RecipeConfig, Section
+from bcnet.config import BaseConfig, RecipeConfig, Section
 from bcnet.models.net_config import KNOWN, is_operation
 
 MBCONVS = tuple(f"mbconv_k{kernel}_t{expansion}" for kernel in (3, 5, 7) for expansion in (3, 6))
@@ -148,20 +148,9 @@ class DeriveConfig(Section):
     """Images per forward pass."""
 
 
-class DenseConfig(Section):
+class DenseConfig(BaseConfig):
     """A DenseNAS experiment."""
 
-    seed: int = Field(0, ge=0)
-    """Of everything random."""
-    device: str = "auto"
-    """``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes the GPU when there is one."""
-    threads: int | None = Field(None, gt=0)
-    """CPU threads; unset: as many as torch likes."""
-    amp: Literal["auto", "bf16", "off"] = "auto"
-    """bf16 autocast; ``auto``: where the hardware computes in bf16."""
-    checkpoint_seconds: float = Field(60.0, gt=0)
-    """Longest time between two checkpoints."""
-    data: DataConfig = DataConfig()
     grid: GridConfig
     weights: WeightsConfig = WeightsConfig()
     architecture: ArchitectureConfig = ArchitectureConfig()

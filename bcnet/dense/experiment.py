@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bcnet.data.interfaces import DataSet, EvalSource, Part
-from bcnet.data.load import load_data
+from bcnet.data.interfaces import EvalSource, Part
 from bcnet.dense.architecture import Architecture
 from bcnet.dense.config import DenseConfig
 from bcnet.dense.costs import GridCosts, count_grid
@@ -19,8 +18,7 @@ from bcnet.dense.latency import read_latency
 from bcnet.dense.search import Search
 from bcnet.dense.supernet import SuperNetwork, fast_depthwise
 from bcnet.errors import UserError
-from bcnet.kernels import status
-from bcnet.machine import environment, resolve_device, use_bf16
+from bcnet.experiment import Resources
 from bcnet.models.factory import build_model
 from bcnet.models.net_config import NetConfig
 from bcnet.seeds import STREAM_IMAGES, STREAM_MODEL, derive_seed
@@ -30,7 +28,7 @@ from bcnet.training.train_width import train_width
 MODEL = "densenas/chain"
 
 
-class DenseExperiment:
+class DenseExperiment(Resources):
     """Data, grid, costs and search of a config; it has no folder and writes nothing by itself.
 
     Args:
@@ -38,30 +36,10 @@ class DenseExperiment:
     """
 
     def __init__(self, config: DenseConfig) -> None:
+        super().__init__(config)
         self.config = config
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
 
-    # Machine and data ------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where to compute."""
-        return resolve_device(self.config.device)
-
-    @property
-    def bf16(self) -> bool:
-        """Whether to autocast to bf16."""
-        return use_bf16(self.config.amp, self.device)
-
-    def environment(self) -> dict[str, Any]:
-        """Versions, commit and hardware, and whether the compiled kernels are on."""
-        return environment(self.device) | {"kernels": status() if self.device.type == "cpu" else "for the CPU only"}
-
-    @cached_property
-    def data(self) -> DataSet:
-        """The images."""
-        return load_data(self.config.data, self.config.seed, self.device)
+    # Images ----------------------------------------------------------------------------------------------------------
 
     @property
     def calibration(self) -> EvalSource:
