@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class Study:
         options: of the command line.
         seed: of the supernets, the orders of the images and the augmentation.
     """
+
+    pruned: ClassVar[dict[tuple[str, float], nn.Module]] = {}  # by Torch-Pruning; no seed plays a part
 
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         self.options, self.seed = options, seed
@@ -153,7 +155,9 @@ class Study:
         return list(read_json(file, "what a search found")["channels"])
 
     def _pruned(self, flops: float, importance: str) -> nn.Module:
-        """The trained model cut by Torch-Pruning, a little at a time, until it keeps the budget."""
+        """The trained model cut by Torch-Pruning, a little at a time, until it keeps the budget; cut once for all seeds."""
+        if (importance, flops) in self.pruned:
+            return copy_network(self.pruned[importance, flops])
         try:
             import torch_pruning as tp
         except ImportError as error:
@@ -183,6 +187,7 @@ class Study:
             pruner.step()
         if count_flops(model, own.data.input_shape) > flops:
             raise UserError(f"Torch-Pruning did not come down to {flops:.0f} multiply-adds")
+        self.pruned[importance, flops] = copy_network(model)
         return model
 
     # Training them -------------------------------------------------------------------------------------------------------
