@@ -268,6 +268,17 @@ class Correlations(Record):
     """Pearson's r."""
 
 
+class Instead(Record):
+    """What else could have been taken at a budget: accuracies in per cent."""
+
+    uniform: float | None
+    """Of the uniform width that costs just as much, between the two nearest ones; ``None`` without such widths."""
+    random_mean: float
+    """Mean of the networks that use at least 95 % of the budget."""
+    random_best: float
+    """Expected best of ten of these, had all ten been trained."""
+
+
 class Regret(Record):
     """What picking the highest score under a budget loses."""
 
@@ -283,6 +294,8 @@ class Regret(Record):
     """In per cent."""
     regret: float
     """The difference, in points."""
+    instead: Instead | None = None
+    """What else could have been taken; ``None`` where fewer than ten networks are near the budget."""
 
 
 class Ranking(Record):

@@ -10,7 +10,7 @@ from rich.table import Table
 from bcnet.commands.app import Say, TruthOption, app, console
 
 if TYPE_CHECKING:
-    from bcnet.results import Ranking
+    from bcnet.results import Ranking, Regret
 
 
 @app.command()
@@ -52,9 +52,16 @@ def rank_scores(scores: Path, truth: str, folder: Path, say: Say, budgets: Seque
     for row in ranking.regret:
         say(
             f"under {row.budget}: picks {row.pick} ({row.pick_accuracy:.2f} %), best {row.best} "
-            f"({row.best_accuracy:.2f} %), regret {row.regret:.2f}"
+            f"({row.best_accuracy:.2f} %), regret {row.regret:.2f}{_instead(row)}"
         )
     return page
+
+
+def _instead(row: "Regret") -> str:
+    if row.instead is None:
+        return ""
+    uniform = f"the uniform width {row.instead.uniform:.2f} %, " if row.instead.uniform is not None else ""
+    return f"; at this cost {uniform}a random width {row.instead.random_mean:.2f} %, the best of ten {row.instead.random_best:.2f} %"
 
 
 def _ranking_table(ranking: "Ranking") -> Table:

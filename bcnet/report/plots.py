@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from bcnet.files import write_atomic
-from bcnet.results import Comparison, Ranking, SearchRecord
+from bcnet.results import Comparison, Ranking, Regret, SearchRecord
 from bcnet.scoring.metrics import METRICS
 from bcnet.truth.ground_truth import GroundTruth
 
@@ -173,6 +174,28 @@ def draw_ranking(path: Path, scores: npt.NDArray[np.float64], truth: GroundTruth
     left.set(xlabel="score", ylabel="true accuracy [%]", title=title)
     left.locator_params(axis="x", nbins=6)  # small negative scores are long words
     _tau_bars(right, ranking)
+    _save(figure, path)
+
+
+def draw_payoff(path: Path, picks: Mapping[float, Regret]) -> None:
+    """True accuracy at every budget: of what the scores pick, of the truly best, of uniform and of random widths."""
+    figure, axes = plt.subplots(figsize=(7.5, 4))
+    shares, rows = np.array(list(picks)), list(picks.values())
+    instead = [row.instead for row in rows]
+    axes.step(shares, [row.best_accuracy for row in rows], where="post", color="black", linewidth=1, label="truly best")
+    axes.step(shares, [row.pick_accuracy for row in rows], where="post", color=BLUE, linewidth=2, label="picked by score")
+    columns = (
+        ("best of ten random widths, all trained", GREEN, [one and one.random_best for one in instead]),
+        ("uniform width", ORANGE, [one and one.uniform for one in instead]),
+        ("random width", GREY, [one and one.random_mean for one in instead]),
+    )
+    for name, colour, values in columns:
+        numbers = np.array(values, np.float64)  # None becomes NaN, and the line has a gap
+        if np.isfinite(numbers).any():
+            axes.plot(shares, numbers, color=colour, label=name)
+    axes.set(xlabel="FLOPs at most, relative to the full model", ylabel="true accuracy [%]", title="What a pick is worth at every budget")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(frameon=False)
     _save(figure, path)
 
 

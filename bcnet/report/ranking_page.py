@@ -10,9 +10,17 @@ from bcnet.report.page import Page, picture, table, text
 from bcnet.results import Ranking
 from bcnet.scoring.additive import WidthEffects
 from bcnet.truth.ground_truth import GroundTruth
-from bcnet.truth.ranking import left_out
+from bcnet.truth.ranking import left_out, payoff
 
 MOST_GROUPS = 48  # whose effects are drawn
+REGRET_COLUMNS = (
+    *("budget", "the scores pick", "truly best", "accuracy of the pick [%]", "of the best [%]", "regret [points]"),
+    *("uniform width of this cost [%]", "random width of this cost [%]", "best of ten random ones [%]"),
+)
+REGRET_WORDS = (
+    "True accuracies, in per cent. The uniform width of a cost is interpolated between the two uniform widths beside it; "
+    "random widths are those of the truth that use at least 95 % of the budget; the best of ten is what training ten of them would give."
+)
 
 
 def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTruth, ranking: Ranking, scores_name: str) -> Path:
@@ -35,19 +43,30 @@ def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTrut
         if part.has_channels:
             words += " Index 1 is the narrowest width of a group that was scored, 2 the next."
         page.section("What the width of each group is worth", picture(folder / "effects.png", "effects of widths"), text(words))
-    regrets = [
-        (row.budget, row.pick, row.best, *(f"{number:.2f}" for number in (row.pick_accuracy, row.best_accuracy, row.regret)))
-        for row in ranking.regret
-    ]
-    columns = ("budget", "the scores pick", "truly best", "accuracy of the pick [%]", "of the best [%]", "regret [points]")
-    if regrets or not missing:
-        page.section("What picking by score would lose", table(columns, regrets))
+    if ranking.regret or not missing:
+        page.section("What picking by score would lose", *_regret_parts(folder, scores, truth, ranking))
     precisions = [(f"top {k}", f"{value:.2f}") for k, value in ranking.top_k_precision.items()]
     if precisions:
         page.section("How many of the best are found", table(("", "share of them among the highest scores"), precisions))
     target = folder / "ranking.html"
     page.write(target)
     return target
+
+
+def _regret_parts(folder: Path, scores: dict[str, float], truth: GroundTruth, ranking: Ranking) -> list[str]:
+    """The table of picks and, where the costs are known, ``payoff.png``: the same at every budget."""
+    rows = []
+    for row in ranking.regret:
+        others = (row.instead.uniform, row.instead.random_mean, row.instead.random_best) if row.instead else (None, None, None)
+        accuracies = (row.pick_accuracy, row.best_accuracy, row.regret, *others)
+        rows.append((row.budget, row.pick, row.best, *("" if one is None else f"{one:.2f}" for one in accuracies)))
+    parts = [table(REGRET_COLUMNS, rows)]
+    if truth.unknown("flops"):
+        return parts
+    of_all = np.full(len(truth), np.nan)
+    of_all[truth.rows(list(scores), "scores")] = list(scores.values())
+    plots.draw_payoff(folder / "payoff.png", payoff(of_all, truth))
+    return [*parts, picture(folder / "payoff.png", "accuracy of what is picked at every budget"), text(REGRET_WORDS)]
 
 
 def _levels(truth: GroundTruth) -> npt.NDArray[np.int64]:

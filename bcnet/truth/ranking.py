@@ -1,14 +1,15 @@
 """How well scores rank networks: correlations with ground truth, beside what counting FLOPs would give."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 from bcnet.errors import UserError
-from bcnet.results import Correlations, Estimate, Ranking, Regret
+from bcnet.results import Correlations, Estimate, Instead, Ranking, Regret
 from bcnet.space.cost import limit_of
 from bcnet.truth.ground_truth import GroundTruth
 
@@ -16,6 +17,8 @@ Floats = npt.NDArray[np.float64]
 TOP_K = (10, 50, 100, 500)
 DEFAULT_BUDGETS = ("flops=0.25", "flops=0.5", "flops=0.75")
 COSTS = ("flops", "params")
+NEAR = 0.95  # of a budget that a network uses at least to be one of its random alternatives
+TRAINED = 10  # of them
 
 
 def _kendall(x: Floats, y: Floats) -> float:
@@ -99,7 +102,8 @@ def regret(scores: Floats, truth: GroundTruth, budget: str) -> Regret:
         budget: ``flops=0.5`` (a fraction of the full model's), ``flops=150M``, ``params=...``.
 
     Returns:
-        The pick among the scored networks, the best of all networks of the truth, their accuracies in per cent and the difference.
+        The pick among the scored networks, the best of all networks of the truth, their accuracies in per cent and the difference;
+        what a uniform width or networks drawn at the same budget would have been.
 
     Raises:
         UserError: not a budget, no scored network keeps it, or what the networks cost is not known.
@@ -130,7 +134,42 @@ def regret(scores: Floats, truth: GroundTruth, budget: str) -> Regret:
         best=truth.names[best],
         best_accuracy=float(truth.mean[best]),
         regret=float(truth.mean[best] - truth.mean[pick]),
+        instead=_instead(truth, costs, limit),
     )
+
+
+def _instead(truth: GroundTruth, costs: npt.NDArray[np.int64], limit: float) -> Instead | None:
+    near = np.sort(truth.mean[(costs <= limit) & (costs >= NEAR * limit)])
+    if len(near) < TRAINED:
+        return None
+    # Of ten drawn at random without repeats, the one at place k of N is the best with probability C(k, 9) / C(N, 10).
+    is_best = special.binom(np.arange(len(near)), TRAINED - 1) / special.binom(len(near), TRAINED)
+    return Instead(uniform=_uniform(truth, costs, limit), random_mean=float(near.mean()), random_best=float(is_best @ near))
+
+
+def _uniform(truth: GroundTruth, costs: npt.NDArray[np.int64], limit: float) -> float | None:
+    """Accuracy of the uniform width of a cost, linear between the uniform widths beside it."""
+    rows = np.flatnonzero((truth.indices == truth.indices[:, :1]).all(1))
+    if truth.has_channels or not len(rows) or not costs[rows].min() <= limit <= costs[rows].max():
+        return None
+    rows = rows[np.argsort(costs[rows])]
+    return float(np.interp(limit, costs[rows], truth.mean[rows]))
+
+
+def payoff(scores: Floats, truth: GroundTruth, points: int = 60) -> dict[float, Regret]:
+    """What the scores' picks are worth from the cheapest scored network to the full model.
+
+    Args:
+        scores: predictions ``(N,)``, aligned with the truth; NaN for networks that were not scored.
+        truth: ground truth with FLOPs.
+        points: budgets, spaced evenly.
+
+    Returns:
+        Share of the full model's FLOPs -> what is picked within it, and what else could have been.
+    """
+    cheapest = truth.flops[~np.isnan(scores)].min() / truth.full_cost("flops")
+    shares = [float(share) for share in np.linspace(cheapest, 1, points)]
+    return {share: regret(scores, truth, f"flops={math.ceil(share * truth.full_cost('flops'))}") for share in shares}
 
 
 def rank(

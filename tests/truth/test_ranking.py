@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from scipy import stats
 
 from bcnet.errors import UserError
 from bcnet.truth.ground_truth import GroundTruth, load_ground_truth
-from bcnet.truth.ranking import correlate, noise_ceiling, rank, regret, top_k_precision
+from bcnet.truth.ranking import correlate, noise_ceiling, payoff, rank, regret, top_k_precision
 
 
 def tied_data(seed, count=60):
@@ -70,6 +70,28 @@ def test_top_k_and_regret_are_counted_by_hand():
     assert regret(scores, truth, "flops=150").regret == 0
     with pytest.raises(UserError, match="cannot be met"):
         regret(scores, truth, "flops=0.1")
+
+
+def test_what_else_a_budget_could_have_bought_is_counted_by_brute_force():
+    rng = np.random.default_rng(0)
+    names = tuple("".join(map(str, one)) for one in product((1, 2, 3), repeat=4))
+    flops = np.array([sum(int(digit) ** 2 for digit in name) * 10 for name in names])
+    truth = GroundTruth(names, rng.normal(80, 5, (len(names), 2)), flops, flops, {})
+    found = regret(np.arange(len(names), dtype=float), truth, "flops=230").instead  # 2222 costs 160, 3333 costs 360
+    two, three = (truth.mean[names.index(name)] for name in ("2222", "3333"))
+    assert found.uniform == pytest.approx(two + (three - two) * (230 - 160) / (360 - 160))
+    near = truth.mean[(flops <= 230) & (flops >= 218.5)]
+    assert found.random_mean == pytest.approx(near.mean())
+    assert found.random_best == pytest.approx(np.mean([max(ten) for ten in combinations(near, 10)]))
+    assert regret(flops, truth, "flops=40").instead is None  # one network costs so little
+    assert regret(flops, truth_of(truth.acc, flops), "flops=230").instead.uniform is None  # names without uniform widths
+
+
+def test_what_a_pick_is_worth_is_known_from_the_cheapest_scored_network_to_the_full_model():
+    truth = truth_of([[90], [95], [70], [60], [50]], flops=[100, 90, 50, 40, 10])
+    picks = payoff(np.array([5, 4, 3, 2, np.nan]), truth, points=7)
+    assert list(picks) == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    assert [row.pick_accuracy for row in picks.values()] == [60, 70, 70, 70, 70, 95, 90]
 
 
 def test_budgets_are_of_the_full_model_and_the_best_of_all_networks_whatever_was_scored():
