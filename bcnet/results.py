@@ -332,17 +332,22 @@ class PredictorRow(Record):
     """Budget -> what picking by it loses, in points of accuracy."""
 
 
-class MethodSeed(PredictorRow):
-    """One supernet of a method."""
+class ScoredSeed(PredictorRow):
+    """What was trained or measured with one seed, and how it ranks."""
 
     passes: int
     """Forward and backward passes."""
     train_seconds: float
-    """Of its training."""
-    kendall_by_score: dict[str, float]
-    """``METRIC, SIDE`` -> Kendall tau-b of that score from the same evaluations."""
+    """Of its training, or of all that was measured."""
     scores: list[float]
     """Of all networks, in the order of the truth."""
+
+
+class MethodSeed(ScoredSeed):
+    """One supernet of a method."""
+
+    kendall_by_score: dict[str, float]
+    """``METRIC, SIDE`` -> Kendall tau-b of that score from the same evaluations."""
 
 
 class MethodResult(Record):
@@ -369,6 +374,8 @@ class Comparison(Record):
     """Trainings per method."""
     methods: dict[str, MethodResult]
     """By name of the config."""
+    competitors: dict[str, list[ScoredSeed]] = {}
+    """What else scores widths, one entry per seed."""
     baselines: dict[str, PredictorRow]
     """By name."""
     noise_ceiling: float | None

@@ -227,7 +227,9 @@ class Study:
 
     def _identity(self, method: str, budget: float, extra: float) -> str:
         weights = hashlib.sha256(self.options.weights.read_bytes()).hexdigest()
-        return hashlib.sha256(f"{self.config().model_dump_json()} {weights} {method} {budget} {extra} {self.seed}".encode()).hexdigest()
+        sections = {"data", "model", "retrain"} if method in METHODS[:3] else None  # of the config, those that matter; None: all
+        config = self.config().model_dump_json(include=sections)
+        return hashlib.sha256(f"{config} {weights} {method} {budget} {extra} {self.seed}".encode()).hexdigest()
 
     def of_model(self) -> dict[str, Any]:
         """The trained model as it is, and after the same fine-tuning."""

@@ -69,6 +69,9 @@ def compare(
     truth: TruthOption,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the runs, the table and the page go.")],
     seeds: Annotated[int, typer.Option(min=1, help="Trainings per method.")] = 5,
+    competitors: Annotated[
+        str, typer.Option(metavar="NAME,...|none", help="What else to ask: zero_cost, sensitivity, trained_alone.")
+    ] = "zero_cost,sensitivity,trained_alone",
 ) -> None:
     """Train several methods with equal passes over the images and say which ranks widths best."""
     from bcnet.config import load_config
@@ -88,7 +91,7 @@ def compare(
         from bcnet.report.compare_page import HEADER, compare_rows, write_compare_page
         from bcnet.truth.compare import compare
 
-        comparison = compare(methods, ground_truth, seeds, out, say)
+        comparison = compare(methods, ground_truth, seeds, out, say, competitors=[] if competitors == "none" else competitors.split(","))
         table = Table(box=None, pad_edge=False)
         for column in HEADER:
             table.add_column(column, justify="left" if column == "predictor" else "right", no_wrap=column == "predictor")

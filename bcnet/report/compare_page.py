@@ -1,5 +1,6 @@
 """The table, the pictures and the page of a comparison of methods."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from bcnet.report import plots
 from bcnet.report.page import Page, picture, table, text
-from bcnet.results import Comparison, PredictorRow
+from bcnet.results import Comparison, PredictorRow, ScoredSeed
 from bcnet.truth.compare import mean_row, spread
 from bcnet.truth.ground_truth import GroundTruth
 
@@ -20,12 +21,18 @@ def compare_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     for name, method in comparison.methods.items():
         seeds = method.per_seed
         deviation = f"{spread([seed.kendall for seed in seeds]):.3f}"
-        work = (f"{seeds[0].passes:,}", f"{fmean(seed.train_seconds for seed in seeds):.1f}")
-        rows.append((name, *_cells(mean_row(seeds), deviation), *work))
+        rows.append((name, *_cells(mean_row(seeds), deviation), *_work(seeds)))
+    for name, scored in comparison.competitors.items():
+        deviation = f"{spread([seed.kendall for seed in scored]):.3f}"
+        rows.append((name, *_cells(mean_row(scored), deviation), *_work(scored)))
     rows += [(name, *_cells(row, ""), "", "") for name, row in comparison.baselines.items()]
     if comparison.noise_ceiling is not None:
         rows.append(("perfect predictor (ceiling)", f"{comparison.noise_ceiling:.3f}", *[""] * 8))
     return rows
+
+
+def _work(seeds: Sequence[ScoredSeed]) -> tuple[str, str]:
+    return f"{seeds[0].passes:,}", f"{fmean(seed.train_seconds for seed in seeds):.1f}"
 
 
 def _cells(row: PredictorRow, deviation: str) -> tuple[str, ...]:

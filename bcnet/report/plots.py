@@ -18,7 +18,7 @@ from bcnet.results import Comparison, Ranking, Regret, SearchRecord
 from bcnet.scoring.metrics import METRICS
 from bcnet.truth.ground_truth import GroundTruth
 
-BLUE, ORANGE, GREY, GREEN = "#2563eb", "#ea580c", "#94a3b8", "#16a34a"
+BLUE, LIGHT_BLUE, ORANGE, GREY, GREEN = "#2563eb", "#93c5fd", "#ea580c", "#94a3b8", "#16a34a"
 READABLE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a number that a line may cross
 plt.rcParams.update(
     {
@@ -250,13 +250,14 @@ def draw_survey(path: Path, shares: Sequence[float], narrowest: Sequence[float])
 
 
 def draw_comparison(path: Path, comparison: Comparison) -> None:
-    """Kendall tau of methods (bar: mean, dots: seeds) and of baselines, with the noise ceiling."""
-    taus = {name: [seed.kendall for seed in method.per_seed] for name, method in comparison.methods.items()}
+    """Kendall tau of methods and competitors (bar: mean, dots: seeds) and of baselines, with the noise ceiling."""
+    methods = {name: [seed.kendall for seed in method.per_seed] for name, method in comparison.methods.items()}
+    taus = methods | {name: [seed.kendall for seed in seeds] for name, seeds in comparison.competitors.items()}
     rows = taus | {name: [row.kendall] for name, row in comparison.baselines.items()}
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.42 * len(rows)))
     for row, (name, values) in enumerate(rows.items()):
         mean = float(np.mean(values))
-        axes.barh(row, mean, color=BLUE if name in taus else GREY)
+        axes.barh(row, mean, color=BLUE if name in methods else LIGHT_BLUE if name in taus else GREY)
         if name in taus:
             axes.plot(values, [row] * len(values), "o", color=ORANGE, markersize=4)
         axes.text(max(*values, 0) + 0.015, row, f"{mean:.3f}", va="center", fontsize=9, bbox=READABLE, zorder=3)
@@ -264,7 +265,7 @@ def draw_comparison(path: Path, comparison: Comparison) -> None:
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.4, -0.95)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.0)
-    axes.set(xlabel="Kendall tau-b against ground truth", title="Methods (dots: seeds) and baselines")
+    axes.set(xlabel="Kendall tau-b against ground truth", title="Supernets, other ways (light; dots: seeds) and baselines")
     _save(figure, path)
 
 

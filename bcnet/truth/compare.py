@@ -10,11 +10,12 @@ from sklearn.linear_model import Ridge
 from bcnet.config import Config
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment
-from bcnet.results import Comparison, MethodResult, MethodSeed, PredictorRow
+from bcnet.results import Comparison, MethodResult, MethodSeed, PredictorRow, ScoredSeed
 from bcnet.run import Run
 from bcnet.scoring.scorer import Scorer
 from bcnet.space.cost import CostTable
 from bcnet.space.widths import Side
+from bcnet.truth.competitors import COMPETITORS, Scored
 from bcnet.truth.ground_truth import Floats, GroundTruth
 from bcnet.truth.ranking import DEFAULT_BUDGETS, correlate, noise_ceiling, regret
 
@@ -22,7 +23,13 @@ RIDGE_SIZES = (32, 128)
 
 
 def compare(
-    configs: dict[str, Config], truth: GroundTruth, num_seeds: int, out: Path, say: Callable[[str], None] = lambda text: None
+    configs: dict[str, Config],
+    truth: GroundTruth,
+    num_seeds: int,
+    out: Path,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    competitors: Sequence[str] = tuple(COMPETITORS),
 ) -> Comparison:
     """Train every method with every seed, score all networks of the truth, rank.
 
@@ -36,10 +43,14 @@ def compare(
         num_seeds: trainings per method, with seeds 0, 1, ...
         out: folder of the runs and of ``compare.json``.
         say: told about every training.
+        competitors: what stands beside them, of `bcnet.truth.competitors`; all that train make as many passes, by the first config.
 
     Raises:
-        UserError: the truth is of another space, or holds other costs than the model has.
+        UserError: no such competitor; the truth is of another space, or holds other costs than the model has.
     """
+    unknown = [name for name in competitors if name not in COMPETITORS]
+    if unknown:
+        raise UserError(f"--competitors: {unknown[0]!r} is none of {', '.join(COMPETITORS)}, or none")
     methods: dict[str, MethodResult] = {}
     passes = None
     for name, config in configs.items():
@@ -66,10 +77,19 @@ def compare(
             kendall_of_mean_score=predictor_row(together, truth).kendall,
             counts=[own.tolist() for own in counts.counts],
         )
+    others: dict[str, list[ScoredSeed]] = {}
+    for name in competitors:
+        for seed in range(num_seeds):
+            config = next(iter(configs.values())).model_copy(update={"seed": seed})
+            scored = COMPETITORS[name](config, passes or 0.0, out / "competitors" / name / f"seed{seed}")
+            for label, one in scored.items():
+                others.setdefault(label, []).append(_scored_seed(one, truth))
+                say(f"{label}, seed {seed}: tau {others[label][-1].kendall:.3f} after {one.seconds:.1f} s")
     comparison = Comparison(
         num_networks=len(truth),
         num_seeds=num_seeds,
         methods=methods,
+        competitors=others,
         baselines=baselines(truth),
         noise_ceiling=noise_ceiling(truth.acc),
     )
@@ -116,6 +136,12 @@ def _evaluate(run: Run, truth: GroundTruth) -> MethodSeed:
     )
 
 
+def _scored_seed(scored: Scored, truth: GroundTruth) -> ScoredSeed:
+    scores = scored.effects.predict(truth.indices)
+    row = predictor_row(scores, truth).model_dump()
+    return ScoredSeed(**row, passes=scored.passes, train_seconds=scored.seconds, scores=[float(score) for score in scores])
+
+
 def _by_score(scorer: Scorer, truth: GroundTruth) -> dict[str, float]:
     """Kendall tau of all metrics on every side and on their mean, from the same evaluations."""
     widths = [scorer.supernet.space.decode(name) for name in truth.names]
@@ -146,7 +172,7 @@ def predictor_row(scores: Floats, truth: GroundTruth) -> PredictorRow:
 
 
 def baselines(truth: GroundTruth, repeats: int = 20) -> dict[str, PredictorRow]:
-    """What can be had without a supernet: costs, sum of widths, ridge regression on a few true accuracies.
+    """What can be had without a supernet: costs, sums of widths, ridge regression on a few true accuracies.
 
     The ridge regression is fitted on one-hot width indices of ``n`` random networks and ranks all of them; mean over
     ``repeats`` draws.
@@ -156,6 +182,7 @@ def baselines(truth: GroundTruth, repeats: int = 20) -> dict[str, PredictorRow]:
         "FLOPs": predictor_row(truth.flops.astype(np.float64), truth),
         "params": predictor_row(truth.params.astype(np.float64), truth),
         "sum of widths": predictor_row(indices.sum(1).astype(np.float64), truth),
+        "sum of their logarithms": predictor_row(np.log(indices).sum(1), truth),
     }
     one_hot = np.concatenate([indices == k for k in np.unique(indices)], axis=1).astype(np.float64)
     for size in RIDGE_SIZES:

@@ -8,6 +8,7 @@ from bcnet.config import load_config
 from bcnet.errors import UserError
 from bcnet.models.digits import DigitsResNet
 from bcnet.results import Comparison, read_record
+from bcnet.scoring.zero_cost import PROXIES
 from bcnet.space.cost import CostTable
 from bcnet.space.trace import trace
 from bcnet.truth.compare import baselines, check_costs, compare
@@ -37,20 +38,41 @@ def truth(costs, tmp_path):
 
 def test_methods_get_equal_passes_and_a_second_call_trains_nothing(tmp_path, truth, monkeypatch):
     configs = {name: load_config(f"digits/{name}", QUICK) for name in ("bcnetv2", "autoslim", "uniform")}
-    found = compare(configs, truth, 2, tmp_path / "out")
+    found = compare(configs, truth, 2, tmp_path / "out", competitors=())
     assert {seed.passes for method in found.methods.values() for seed in method.per_seed} == {40}
     assert [method.epochs for method in found.methods.values()] == [2, 1, 4]
     assert len({seed.kendall for seed in found.methods["bcnetv2"].per_seed}) == 2
     monkeypatch.setattr("bcnet.training.trainer.Trainer._train_step", None)
     monkeypatch.setattr("bcnet.scoring.scorer.Scorer._evaluate", None)
-    again = compare(configs, truth, 2, tmp_path / "out")
+    again = compare(configs, truth, 2, tmp_path / "out", competitors=())
     assert read_record(tmp_path / "out" / "compare.json", Comparison, "a comparison") == found == again
+
+
+def test_competitors_make_equal_passes_and_a_second_call_measures_nothing(tmp_path, truth, monkeypatch):
+    monkeypatch.setattr("bcnet.truth.competitors.ZERO_COST_WIDTHS", 12)
+    monkeypatch.setattr("bcnet.truth.competitors.INITIALISATIONS", 1)
+    configs = {"bcnetv2": load_config("digits/bcnetv2", QUICK)}
+    found = compare(configs, truth, 1, tmp_path / "out")
+    assert list(found.competitors) == [*PROXIES, "sensitivity", "20 trained alone"]
+    assert found.methods["bcnetv2"].per_seed[0].passes == found.competitors["sensitivity"][0].passes == 40
+    assert found.competitors["20 trained alone"][0].passes == 40
+    for (one,) in found.competitors.values():
+        assert one.kendall > 0.2  # the truth grows with the channels, and so do all of these
+    monkeypatch.setattr("bcnet.training.trainer.Trainer._train_step", None)
+    monkeypatch.setattr("bcnet.truth.competitors.zero_cost_scores", None)
+    again = compare(configs, truth, 1, tmp_path / "out").competitors
+    assert {name: one.scores for name, (one,) in again.items()} == {name: one.scores for name, (one,) in found.competitors.items()}
+
+
+def test_a_competitor_that_does_not_exist_is_refused(tmp_path, truth):
+    with pytest.raises(UserError, match=r"'magic' is none of zero_cost, sensitivity, trained_alone, or none"):
+        compare({"bcnetv2": load_config("digits/bcnetv2", QUICK)}, truth, 1, tmp_path / "out", competitors=["magic"])
 
 
 def test_the_command_prints_a_table_and_a_page(tmp_path, truth, capsys):
     arguments = ["compare", "digits/bcnetv2", "digits/uniform", "--truth", str(tmp_path / "truth.json"), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as caught:
-        main([*arguments, "--seeds", "1", *QUICK])
+        main([*arguments, "--seeds", "1", "--competitors", "none", *QUICK])
     assert not caught.value.code
     out = capsys.readouterr().out
     for word in ("bcnetv2", "uniform", "FLOPs", "sum of widths", "ceiling"):
