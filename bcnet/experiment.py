@@ -30,7 +30,7 @@ from bcnet.scoring.scorer import Scorer
 from bcnet.search import SEARCH_ALGORITHMS, SearchAlgorithm, SearchProblem, SearchResult
 from bcnet.seeds import STREAM_MODEL, STREAM_SAMPLE, STREAM_SEARCH, derive_seed
 from bcnet.space.cost import Budget, Cost, CostTable, parse_budgets
-from bcnet.space.sampling import balanced_sample
+from bcnet.space.sampling import balanced_sample, spread_sample
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.calibrate import calibrate, undisturbed
 from bcnet.supernet.importance import channel_importance
@@ -195,6 +195,17 @@ class Experiment(Resources):
             else:
                 places.remove(place)
         return tuple(filled)
+
+    def random_widths(self, flops: float, count: int) -> list[Widths]:
+        """Different random width vectors that use 95 to 100 % of ``flops``; where there are too few of these, the costliest within."""
+        rng = np.random.default_rng(derive_seed(self.config.seed, STREAM_SAMPLE, 1))
+        drawn = spread_sample(self.space, 400 * count, rng) if count else []
+        costs = {widths: self.costs.one(widths, "flops") for widths in drawn}
+        within = [widths for widths in drawn if costs[widths] <= flops]
+        near = [widths for widths in within if costs[widths] >= 0.95 * flops]
+        if len(near) < count:
+            return sorted(within, key=lambda widths: -costs[widths])[:count]
+        return [near[place] for place in rng.choice(len(near), count, replace=False)]
 
     # Training --------------------------------------------------------------------------------------------------------
 

@@ -187,6 +187,10 @@ class RetrainRecord(Record):
     """The width that was asked for."""
     uniform: RetrainedWidth
     """The uniform one."""
+    full: RetrainedWidth | None = None
+    """The full model, if it was asked for."""
+    random: list[RetrainedWidth] = []
+    """Random widths that use at least 95 % of the same FLOPs, one training each, if any were asked for."""
     start: Start = "scratch"
     """What both began with: fresh weights, or those that the supernet has for them."""
 

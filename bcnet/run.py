@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from bcnet.training.trainer import Trainer
 
 # Sections that decide what the supernet is; the others may be changed for each command on a run.
 _FIXED_SECTIONS = ("seed", "data", "model", "space", "train")
+SIDE_BY_SIDE = 2e6  # FLOPs; smaller networks spend their time between operations, and several are trained in the time of one
 
 
 class Run:
@@ -333,7 +335,9 @@ class Run:
             "classes": list(data.classes),
         }
 
-    def retrain(self, widths: Widths, seeds: Sequence[int], *, inherit: bool = False) -> RetrainRecord:
+    def retrain(
+        self, widths: Widths, seeds: Sequence[int], *, inherit: bool = False, full: bool = False, num_random: int = 0
+    ) -> RetrainRecord:
         """Train the found width and the uniform one of the same FLOPs, over several seeds: from scratch, or from the supernet's weights.
 
         All training images are used, also those held out for scores; test images are looked at once, after the last
@@ -342,30 +346,40 @@ class Run:
         Args:
             widths: the found width.
             seeds: one training each; of inherited weights they decide the order of the images and the augmentation alone.
-            inherit: start both widths from the weights that the supernet has for them, on its left side.
+            inherit: start all widths from the weights that the supernet has for them, on its left side.
+            full: train the full model as well.
+            num_random: so many random widths of the same FLOPs as well, one training each, with the seeds in turn.
         """
         start: Start = "inherited" if inherit else "scratch"
         suffix = "-inherited" if inherit else ""
         name = self.space.encode(widths)
-        channels = self.space.channels(widths)
-        wanted = {"found": channels, "uniform": self.experiment.uniform_channels(self.costs.one(widths, "flops"))}
-        names = {"found": f"{name}{suffix}", "uniform": f"uniform-like-{name}{suffix}"}
-        results = {}
-        for kind, counts in wanted.items():
-            folder, label = self.folder / "retrain" / names[kind], f"{kind}{' inherited' if inherit else ''}"
-            accuracies = [self._retrain_one(counts, seed, folder / f"seed{seed}", f"{label}, seed {seed}", start) for seed in seeds]
-            results[kind] = RetrainedWidth(
-                channels=list(counts),
-                acc=accuracies,
-                seeds=list(seeds),
-                flops=int(self.costs.of_channels(counts, "flops")),
-                params=int(self.costs.of_channels(counts, "params")),
-                widths=name if kind == "found" else None,
-            )
-        record = RetrainRecord(**results, start=start)
+        flops = self.costs.one(widths, "flops")
+        record = RetrainRecord(
+            found=self._retrain_width(self.space.channels(widths), seeds, name, f"found {name}", start, name),
+            uniform=self._retrain_width(self.experiment.uniform_channels(flops), seeds, f"uniform-like-{name}", "uniform", start),
+            full=self._retrain_width(self.costs.model_channels, seeds, "full", "full", start) if full else None,
+            random=[
+                self._retrain_width(self.space.channels(one), [seed], self.space.encode(one), "random", start, self.space.encode(one))
+                for one, seed in zip(self.experiment.random_widths(flops, num_random), cycle(seeds), strict=False)
+            ],
+            start=start,
+        )
         if process_rank() == 0:
             record.write(self.folder / "retrain" / f"{name}{suffix}.json")
         return record
+
+    def _retrain_width(
+        self, channels: Sequence[int], seeds: Sequence[int], folder: str, label: str, start: Start, widths: str | None = None
+    ) -> RetrainedWidth:
+        suffix = "-inherited" if start == "inherited" else ""
+        return RetrainedWidth(
+            channels=list(channels),
+            acc=self._retrain_seeds(channels, seeds, self.folder / "retrain" / f"{folder}{suffix}", label, start),
+            seeds=list(seeds),
+            flops=int(self.costs.of_channels(channels, "flops")),
+            params=int(self.costs.of_channels(channels, "params")),
+            widths=widths,
+        )
 
     def retrain_together(self, widths: Sequence[Widths], seeds: Sequence[int]) -> TogetherRecord:
         """Train several width vectors in one network with batch norms of their own, and split it; over several seeds.
@@ -424,7 +438,7 @@ class Run:
             checkpoint.unlink(missing_ok=True)
         return accuracies
 
-    def _retrain_identity(self, what: Sequence[Any], seed: int) -> str:
+    def _retrain_identity(self, what: Sequence[Any], seed: int | list[int]) -> str:
         recipe = self.config.retrain
         unset = {name for name in recipe.newer if getattr(recipe, name) == type(recipe).model_fields[name].default}
         return hashlib.sha256(f"{self.identity} {recipe.model_dump_json(exclude=unset)} {list(what)} {seed}".encode()).hexdigest()
@@ -448,26 +462,34 @@ class Run:
             RetrainedNetwork(identity=identity, accuracy=accuracy, cross_entropy=test["cross_entropy"]).write(folder / "result.json")
         return accuracy
 
-    def _retrain_one(self, channels: Sequence[int], seed: int, folder: Path, label: str, start: Start) -> float:
+    def _retrain_seeds(self, channels: Sequence[int], seeds: Sequence[int], folder: Path, label: str, start: Start) -> list[float]:
+        """Accuracies of networks of one width; small ones are trained side by side."""
         inherits = start == "inherited"
-        identity = self._retrain_identity([*channels, "from", self._supernet_hash] if inherits else channels, seed)
-        known = self._retrained(folder / "result.json", identity)
-        if known is not None:
-            return known
-        checkpoint = folder / f"checkpoint-{identity[:12]}.pt"
-        (network,) = self.experiment.train_width(
-            channels,
-            [seed],
-            start=self.experiment.inherited(self.supernet, channels) if inherits else None,
-            checkpoint=checkpoint,
-            checkpoint_seconds=self.config.checkpoint_seconds,
-            identity=identity,
-            label=f"retrain {label}",
-        )
-        accuracy = self._keep_retrained(network, channels, seed, folder, identity, start)
-        if process_rank() == 0:
-            checkpoint.unlink(missing_ok=True)
-        return accuracy
+        what = [*channels, "from", self._supernet_hash] if inherits else list(channels)
+        identities = {seed: self._retrain_identity(what, seed) for seed in seeds}
+        known = {seed: self._retrained(folder / f"seed{seed}" / "result.json", identities[seed]) for seed in seeds}
+        missing = [seed for seed in seeds if known[seed] is None]
+        is_small = self.costs.of_channels(channels, "flops") <= SIDE_BY_SIDE and world_size() == 1
+        shares = [list(seeds)] if missing and is_small else [[seed] for seed in missing]
+        for share in shares:
+            identity = identities[share[0]] if len(share) == 1 else self._retrain_identity(what, share)
+            place = folder / f"seed{share[0]}" if len(share) == 1 else folder
+            networks = self.experiment.train_width(
+                channels,
+                share,
+                start=self.experiment.inherited(self.supernet, channels) if inherits else None,
+                checkpoint=place / f"checkpoint-{identity[:12]}.pt",
+                checkpoint_seconds=self.config.checkpoint_seconds,
+                identity=identity,
+                label=f"retrain {label}, {f'seed {share[0]}' if len(share) == 1 else f'{len(share)} seeds'}",
+            )
+            for seed, network in zip(share, networks, strict=True):
+                if known[seed] is None:
+                    known[seed] = self._keep_retrained(network, channels, seed, folder / f"seed{seed}", identities[seed], start)
+            if process_rank() == 0:
+                for checkpoint in place.glob(f"checkpoint-{identity[:12]}*.pt"):
+                    checkpoint.unlink()
+        return [accuracy for accuracy in known.values() if accuracy is not None]
 
 
 def _dump(config: Config, written: Path) -> str:

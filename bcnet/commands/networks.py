@@ -11,6 +11,7 @@ from bcnet.formatting import human, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from bcnet.results import RetrainRecord
     from bcnet.run import Run
@@ -85,6 +86,8 @@ def retrain(
     inherit: Annotated[
         bool, typer.Option("--inherit", help="Start from the supernet's weights, the found width and the uniform one alike.")
     ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train the full model beside them: what do fewer FLOPs cost?")] = False,
+    random: Annotated[int, typer.Option(min=0, metavar="N", help="Train so many random widths of the same FLOPs beside them.")] = 0,
 ) -> None:
     """Train widths over several seeds, each beside the uniform width of the same FLOPs; from scratch unless told otherwise."""
     with opened(folder, overrides) as (run, say):
@@ -95,11 +98,13 @@ def retrain(
             raise UserError(f"--together wants at least two widths, joined by commas, and --widths is {widths!r}")
         if together and inherit:
             raise UserError("--together trains from scratch: leave out --inherit")
+        if together and (full or random):
+            raise UserError("--together trains the given widths alone: leave out --full and --random")
         if together:
             retrain_together(run, wanted, read_seeds(seeds), say)
         else:
             for one in wanted:
-                retrain_widths(run, one, read_seeds(seeds), say, inherit=inherit)
+                retrain_widths(run, one, read_seeds(seeds), say, inherit=inherit, full=full, num_random=random)
         finish(run, say, then=f"bcnet extract {folder} --widths {widths.partition(',')[0]} --out network")
 
 
@@ -118,17 +123,19 @@ def _accuracy(values: "Sequence[float]") -> str:
     return f"{fmean(values):.2f}{f' +- {stdev(values):.2f}' if len(values) > 1 else ''} %"
 
 
-def retrain_widths(run: "Run", widths: "Widths", seeds: list[int], say: Say, *, inherit: bool = False) -> "RetrainRecord":
-    """Retrain and say how the found and the uniform width did."""
-    from bcnet.report.run_page import verdict
+def retrain_widths(run: "Run", widths: "Widths", seeds: list[int], say: Say, **options: "Any") -> "RetrainRecord":
+    """Retrain as `bcnet.run.Run.retrain` does and say how the found width, the uniform one and others did."""
+    from bcnet.report.run_page import others, verdict
 
-    record = run.retrain(widths, seeds, inherit=inherit)
-    say(f"start: {'the weights that the supernet has for each width' if inherit else 'from scratch'}")
-    for kind, row in (("found", record.found), ("uniform", record.uniform)):
+    record = run.retrain(widths, seeds, **options)
+    say(f"start: {'from scratch' if record.start == 'scratch' else 'the weights that the supernet has for each width'}")
+    rows = {"found": record.found, "uniform": record.uniform} | ({"full": record.full} if record.full else {})
+    for kind, row in rows.items():
         name = row.widths or "-".join(map(str, row.channels)) + " channels"
         costs = f"{human(row.flops)} FLOPs, {human(row.params)} params"
         say(f"{kind:8} {name}: test accuracy {_accuracy(row.acc)} over {plural(len(row.acc), 'seed')}, {costs}")
-    say(verdict(record))
+    for line in (verdict(record), *others(record)):
+        say(line)
     return record
 
 

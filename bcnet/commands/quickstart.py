@@ -39,7 +39,7 @@ def quickstart(
             rank_scores(out / "scores.json", CHANNEL_BENCH_DIGITS, out, say)
         except UserError as error:
             say(f"not ranked: {error}")
-        say("[bold]4/5[/bold] train that width and the uniform one of the same FLOPs from scratch, three seeds each")
-        retrain_widths(run, run.space.decode(best), [0, 1, 2], say)
+        say("[bold]4/5[/bold] train that width, the uniform one of the same FLOPs and the full model from scratch, ten seeds each")
+        retrain_widths(run, run.space.decode(best), list(range(10)), say, full=True)
         say("[bold]5/5[/bold] draw")
         finish(run, say)

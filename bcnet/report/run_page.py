@@ -79,13 +79,15 @@ def _add_retraining(page: Page, run: Run) -> None:
         name = f"{one.found.widths}{', inherited' if one.start == 'inherited' else ''}"
         entries[name] = one.found
         entries[f"uniform like {name}"] = one.uniform
+        if one.full is not None:
+            entries["full model" if one.start == "scratch" else "full model, inherited"] = one.full
     plots.draw_retraining(run.folder / "retraining.png", {name: entry.acc for name, entry in entries.items()})
     rows = [
         (name, human(entry.flops), human(entry.params), len(entry.acc), fmean(entry.acc), _spread(entry.acc))
         for name, entry in entries.items()
     ]
     header = ("width", "FLOPs", "params", "seeds", "test accuracy [%]", "standard deviation")
-    verdicts = [text(f"{one.found.widths}, {_STARTS[one.start]}: {verdict(one)}") for one in retrainings]
+    verdicts = [text(" ".join([f"{one.found.widths}, {_STARTS[one.start]}:", verdict(one), *others(one)])) for one in retrainings]
     heading = "Trained from scratch" if all(one.start == "scratch" for one in retrainings) else "Trained after the search"
     page.section(heading, *verdicts, table(header, rows), picture(run.folder / "retraining.png", "accuracy per seed"))
 
@@ -136,6 +138,21 @@ def verdict(retrained: RetrainRecord) -> str:
     chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     how = f"95 % interval {low:+.2f} to {high:+.2f}, {chance} by Welch's t-test, {len(found)} seeds each"
     return f"Found minus uniform: {difference:+.2f} points ({how}): {judgement}."
+
+
+def others(retrained: RetrainRecord) -> list[str]:
+    """What the full model and random widths say about the found width, a sentence each."""
+    lines, found = [], retrained.found
+    if retrained.full is not None:
+        lost = fmean(retrained.full.acc) - fmean(found.acc)
+        interval = "" if len(found.acc) < 2 else " (95 % interval {:+.2f} to {:+.2f})".format(*welch(retrained.full.acc, found.acc)[:2])
+        lines.append(f"The full model, with {retrained.full.flops / found.flops:.2f} times the FLOPs: {lost:+.2f} points{interval}.")
+    if retrained.random:
+        accuracies = [one.acc[0] for one in retrained.random]
+        beaten = sum(accuracy < fmean(found.acc) for accuracy in accuracies)
+        best = f"mean {fmean(accuracies):.2f} %, best {max(accuracies):.2f} %"
+        lines.append(f"{len(accuracies)} random widths of these FLOPs: {best}; the found width's mean is above {beaten} of them.")
+    return lines
 
 
 def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from bcnet.data.interfaces import EvalSource, TrainSource
+from bcnet.data.interfaces import TrainSource
 from bcnet.supernet.layers import BATCH_NORM
 from bcnet.training.strategies.base import Pass
 
@@ -35,9 +35,9 @@ class NetworkStack(nn.Module):
     def __init__(self, networks: Sequence[nn.Module], input_shape: Sequence[int]) -> None:
         super().__init__()
         self.size = len(networks)
-        self.body = _side_by_side(networks) if self.size > 1 else networks[0]
-        if self.size > 1:
-            _prove(networks, input_shape)
+        self.body = _side_by_side(networks)
+        self._plain = [copy.deepcopy(networks[0])]  # in a list, so that its parameters are not the stack's
+        _prove(networks, input_shape)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(S * N, C, H, W)``, network by network, to logits ``(S * N, classes)``."""
@@ -45,6 +45,19 @@ class NetworkStack(nn.Module):
         stacked = images.view(self.size, -1, channels, *size).transpose(0, 1).reshape(number // self.size, -1, *size)
         logits: Tensor = self.body(stacked.contiguous(memory_format=torch.channels_last))
         return logits.view(number // self.size, self.size, -1).transpose(0, 1).flatten(0, 1)
+
+    def split(self) -> list[nn.Module]:
+        """The networks, each as a plain one that shares nothing with the stack."""
+        networks = []
+        for number in range(self.size):
+            network = copy.deepcopy(self._plain[0])
+            state = {
+                name: value.chunk(self.size)[number].clone() if value.ndim else value.clone()
+                for name, value in self.body.state_dict().items()
+            }
+            network.load_state_dict(state)
+            networks.append(network.to(next(self.parameters()).device))
+        return networks
 
     def passes(self, step: int) -> list[Pass]:
         """The passes of a step for the trainer."""
@@ -131,15 +144,3 @@ class StackedBatches:
         """Images ``(S * N, C, H, W)`` and labels ``(S * N,)``, network by network."""
         images, labels = zip(*(part.batch(step) for part in self.parts), strict=True)
         return torch.cat(images), torch.cat(labels)
-
-
-def accuracies(network: nn.Module, batches: EvalSource) -> list[float]:
-    """Accuracy of a network, or of every one of a stack, in 0..1."""
-    network.eval()
-    size = network.size if isinstance(network, NetworkStack) else 1
-    correct = torch.zeros(size, dtype=torch.int64, device=next(network.parameters()).device)
-    with torch.no_grad():
-        for images, labels in batches:
-            logits = network(images.repeat(size, 1, 1, 1))
-            correct += (logits.argmax(1).view(size, -1) == labels).sum(1)
-    return [value / len(batches) for value in correct.tolist()]

@@ -1,4 +1,4 @@
-"""Networks of one width trained from scratch: behind ``bcnet retrain`` and ``bcnet truth build``."""
+"""Networks of one width: behind ``bcnet retrain``, ``bcnet fit`` and ``bcnet truth build``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,31 +30,32 @@ def train_width(
     """Train networks that differ in their seed only, side by side where that is possible.
 
     Args:
-        networks: freshly initialised, one per seed.
+        networks: one per seed.
         batches: training batches of every network.
         recipe: epochs, optimizer, schedule.
         seeds: of the networks.
         input_shape: ``(C, H, W)`` of one image.
         device: where to train.
         bf16: autocast to bf16.
-        checkpoint: file to save to and resume from, for one network.
+        checkpoint: file to save to and resume from; networks that cannot be trained side by side have one each, with the seed in its name.
         options: further arguments of `Trainer`, such as ``identity`` and ``label``.
 
     Returns:
-        The trained networks in order, or one `NetworkStack` of all of them.
+        The trained networks, in order.
     """
     together: list[tuple[nn.Module, Any, int]]
     try:
         together = [_side_by_side(networks, batches, recipe, input_shape)]
     except NotStackable:
         together = list(zip(networks, batches, seeds, strict=True))
-    trained = []
+    trained: list[nn.Module] = []
     for model, source, seed in together:
         passes = model.passes if isinstance(model, NetworkStack) else plain_passes
-        trainer = Trainer(model, source, recipe, device=device, bf16=bf16, seed=seed, passes=passes, checkpoint=checkpoint, **options)
+        own = checkpoint if checkpoint is None or len(together) == 1 else checkpoint.with_stem(f"{checkpoint.stem}-{seed}")
+        trainer = Trainer(model, source, recipe, device=device, bf16=bf16, seed=seed, passes=passes, checkpoint=own, **options)
         trainer.resume()
         trainer.run()
-        trained.append(trainer.trained)
+        trained += trainer.trained.split() if isinstance(trainer.trained, NetworkStack) else [trainer.trained]
     return trained
 
 

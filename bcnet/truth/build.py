@@ -22,8 +22,8 @@ from bcnet.errors import UserError, first_line
 from bcnet.experiment import Experiment
 from bcnet.files import write_text
 from bcnet.progress import ProgressBar
+from bcnet.scoring.evaluate import evaluate
 from bcnet.space.widths import Widths
-from bcnet.training.stack import accuracies
 
 
 def build_truth(
@@ -183,4 +183,4 @@ def _train_one(name: str) -> tuple[str, list[float]]:
     experiment: Experiment = _worker["experiment"]
     channels = experiment.space.channels(experiment.space.decode(name))
     trained = experiment.train_width(channels, range(_worker["num_seeds"]))
-    return name, [float(np.round(100 * value, 6)) for network in trained for value in accuracies(network, _worker["test"])]
+    return name, [float(np.round(100 * evaluate(network, _worker["test"])["accuracy"], 6)) for network in trained]

@@ -12,7 +12,7 @@ from bcnet.config import load_config
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment
 from bcnet.scoring.evaluate import evaluate
-from bcnet.training.stack import NetworkStack, StackedBatches, accuracies
+from bcnet.training.stack import NetworkStack, StackedBatches
 from bcnet.training.trainer import Trainer
 from bcnet.truth.build import Journal, build_truth
 from bcnet.truth.ground_truth import load_ground_truth
@@ -47,7 +47,13 @@ def test_a_stack_trains_each_network_as_if_alone(config, tmp_path):
             whole = weights[f"body.{name}"]
             part = whole.view(3, *tensor.shape)[number] if tensor.ndim else whole
             torch.testing.assert_close(part, tensor, rtol=1e-3, atol=1e-4)
-    assert accuracies(together.trained, test) == pytest.approx(found, abs=0.01)
+    parts = together.trained.split()
+    assert [evaluate(part, test)["accuracy"] for part in parts] == pytest.approx(found, abs=0.01)
+    images = torch.rand(3, 5, *run.data.input_shape)
+    whole = together.trained.eval()(images.flatten(0, 1)).unflatten(0, (3, 5))
+    torch.testing.assert_close(torch.stack([part(one) for part, one in zip(parts, images, strict=True)]), whole, rtol=1e-4, atol=1e-5)
+    parts[0].classifier.weight.data.zero_()  # shares nothing
+    torch.testing.assert_close(together.trained(images.flatten(0, 1)).unflatten(0, (3, 5)), whole)
 
 
 def test_the_file_has_the_benchmarks_form_and_does_not_depend_on_the_workers(config, tmp_path):
