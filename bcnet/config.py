@@ -319,9 +319,9 @@ class Config(BaseConfig):
     retrain: RecipeConfig = RecipeConfig()
     watch: list[Literal["tensorboard", "wandb"]] = []
     """Where to show how a training goes, beside ``progress.csv`` in its folder."""
-    watch_every: float | None = Field(None, gt=0)
-    """Epochs of supernet training between two looks at the validation accuracy of the narrowest, a middle and the widest subnet; unset:
-    none. They change no numbers of the training."""
+    watch_every: float | None = Field(None, ge=0)
+    """Epochs of supernet training between two looks at the validation accuracy of the narrowest, a middle and the widest subnet; 0: none;
+    unset: eight looks in all, where there are images held out, and two epochs apart at least. They change no numbers of the training."""
     costs: list[str] = []
     """Costs beside FLOPs and params that budgets may name, each as ``package.module:name`` or a file of ``bcnet latency``."""
 

@@ -47,6 +47,8 @@ from bcnet.training.trainer import Trainer
 from bcnet.training.watch import make_watchers
 
 LOOKED_AT = ("narrowest_accuracy", "middle_accuracy", "widest_accuracy")
+LOOKS = 8  # in a training, unless the config says otherwise
+LOOK_IMAGES = 1000  # at most, for BN statistics and for accuracies
 COLUMNS = ("loss", "lr", "images_per_second", "gpu_gib", *LOOKED_AT)
 IMPORTANCE_IMAGES = 2048  # training images, not augmented, by which channels are ranked
 
@@ -226,8 +228,9 @@ class Experiment(Resources):
         """
         config = self.config
         batches = self.data.train_batches("train", config.train.batch_size, config.seed)
-        if config.watch_every is not None:
+        if config.watch_every:
             self.validation  # noqa: B018  where there is none, that is said now
+        look_epochs = self._epochs_between_looks()
         is_begun = checkpoint is not None and checkpoint.exists()  # then its weights come from there, and nothing need be sorted
         supernet = Supernet(
             self.model if is_begun else self.start,
@@ -253,21 +256,30 @@ class Experiment(Resources):
             label=f"supernet {config.train.strategy.name}",
             teacher=self.teacher(config.train),
             watchers=make_watchers(checkpoint.parent, config.watch, COLUMNS) if watched and checkpoint is not None else (),
-            look=None if config.watch_every is None else self.look,
-            look_steps=max(1, round((config.watch_every or 1) * batches.steps_per_epoch)),
+            look=self.look if look_epochs else None,
+            look_steps=max(1, round(look_epochs * batches.steps_per_epoch)),
         )
+
+    def _epochs_between_looks(self) -> float:
+        every = self.config.watch_every
+        if every is None:
+            return max(2.0, self.config.train.epochs / LOOKS) if self.data.num_images("val") else 0.0
+        return every
 
     def look(self, supernet: nn.Module) -> dict[str, float]:
         """Validation accuracy of the narrowest, a middle and the widest subnet on the left, 0..1; the supernet stays as it was."""
         assert isinstance(supernet, Supernet)
         space = self.space
         middle = tuple((group.smallest + group.bins) // 2 for group in space.groups)
+        batch_size, most = self.config.score.batch_size, self.config.score.max_images or LOOK_IMAGES
+        calibration = self.data.eval_batches("train", batch_size, min(LOOK_IMAGES, self.config.score.calibration_images))
+        validation = self.data.eval_batches("val", batch_size, min(LOOK_IMAGES, most))
         accuracies = {}
         with undisturbed(supernet):
             for name, widths in zip(LOOKED_AT, (space.narrowest, middle, space.full), strict=True):
                 supernet.set_active_subnet(widths, "left")
-                calibrate(supernet, self.calibration, bf16=self.bf16)
-                accuracies[name] = evaluate(supernet, self.validation, bf16=self.bf16)["accuracy"]
+                calibrate(supernet, calibration, bf16=self.bf16)
+                accuracies[name] = evaluate(supernet, validation, bf16=self.bf16)["accuracy"]
         if accuracies[LOOKED_AT[0]] < 1.5 / len(self.data.classes) <= accuracies[LOOKED_AT[2]] / 2:
             notice("the narrowest subnet learns nothing: a larger space.min_bins, or a smaller train.lr, may help")
         return accuracies

@@ -3,9 +3,11 @@
 import ctypes
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,16 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "allocator": _allocator,
         "processes": world_size(),
     }
+
+
+def made_by() -> str:
+    """When, with which versions, on what and by which command something was made, in a line for people."""
+    commit = _git_commit()
+    versions = f"bcnet {__version__}{f' ({commit})' if commit else ''}, PyTorch {_version('torch')}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    hardware = f"{cpu_info('model name') or platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads{gpu}"
+    command = f"; bcnet {shlex.join(sys.argv[1:])}" if Path(sys.argv[0]).stem in ("bcnet", "__main__") else ""
+    return f"Made on {date.today():%d %B %Y} by {versions} on {hardware}{command}"
 
 
 def _version(package: str) -> str | None:

@@ -87,7 +87,7 @@ class Run:
             return run
         if written.exists():
             if not resume:
-                raise UserError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
+                raise UserError(f"{folder} already holds a run; continue it by --resume (in Python: resume=True), or choose another --out")
             _refuse_changes(folder, Experiment(load_config(written)).config, run.config)
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")

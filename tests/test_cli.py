@@ -84,7 +84,8 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     code, out, _ = bcnet("rank", tmp_path / "scores.json", "--truth", tmp_path / "truth.json", "--out", tmp_path / "ranked")
     assert code == 0
-    assert {"ranking.json", "ranking.png", "ranking.html"} == {p.name for p in (tmp_path / "ranked").iterdir()}
+    pictures = {"ranking.png", "ranking-narrow.png", "payoff.png"}
+    assert {"ranking.json", "ranking.html", *pictures} == {p.name for p in (tmp_path / "ranked").iterdir()}
     assert "noise ceiling" in out
 
     code, _, _ = bcnet("search", folder, "search.objective=score_and_cost", "--algorithm", "evolution")
@@ -95,7 +96,7 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
 def test_quickstart_does_it_all(bcnet, tmp_path):
     code, out, _ = bcnet("quickstart", "--out", tmp_path / "q", *QUICK)
     assert code == 0
-    assert re.search(r"found .* over 3 seeds", out)
+    assert re.search(r"found .* over 10 seeds", out)
     assert "1,024 networks" in out
     assert json.loads((tmp_path / "q" / "ranking.json").read_text())["num_networks"] == 1024
     page = (tmp_path / "q" / "index.html").read_text()

@@ -1,5 +1,6 @@
 """``bcnet score`` and ``bcnet search``: what a trained supernet says of widths."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,7 +35,16 @@ def score(
         _take_anchors(run, anchors, say)
         wanted = read_named_widths(widths, run.space)
         target = out or folder / "scores.json"
+        if run.config.score.additive:
+            how = (
+                f"{run.config.score.additive:,} random width vectors are evaluated, and the {len(wanted):,} asked for predicted from these"
+            )
+            say(f"score.additive: {how} (score.additive=null evaluates what is asked for)")
+        known, before = len(run.scorer.evaluations), time.monotonic()
         scores = run.score(wanted, target)
+        evaluated = len(run.scorer.evaluations) - known
+        each = f", {(time.monotonic() - before) / evaluated:.2g} s each" if evaluated else ""
+        say(f"{evaluated:,} width vectors evaluated now{each}; {known:,} had been before")
         for name, value in sorted(scores.items(), key=lambda item: -item[1])[:10]:
             say(f"{name}  {value:.4f}")
         if run.config.score.additive:
@@ -111,6 +121,9 @@ def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord
     others = "".join(f", {run.costs.written(name, value)} {name}" for name, value in best.costs.items() if name not in ("flops", "params"))
     scored = f"predicted from {settings.additive:,} scored" if settings.additive else "scored"
     costs = f"{human(flops)} FLOPs ({share}), {human(params)} params{others}"
+    chance = 1 / len(run.experiment.data.classes)
+    if best.accuracy < 1.5 * chance:
+        say(f"the supernet has learned next to nothing (chance is {chance:.0%}), so its scores mean little: train longer")
     say(f"best of {len(record.evaluated):,} {scored}: {best.widths}, {words}, {costs}")
     if process_rank() == 0:
         speed = run.measure(run.space.decode(best.widths))

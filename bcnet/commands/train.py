@@ -34,6 +34,7 @@ def train(
 def train_supernet(run: "Run", say: Say) -> None:
     """Train and say how it went."""
     from bcnet.training.fairness import fairness_sentence
+    from bcnet.training.trainer import FLUSH_STEPS
 
     experiment = run.experiment
     say(f"{run.config.model.name}: {run.space.summary()}")
@@ -43,6 +44,6 @@ def train_supernet(run: "Run", say: Say) -> None:
     trainer = run.train()
     assert trainer.counts is not None
     losses = trainer.history.loss
-    last = sum(losses[-50:]) / len(losses[-50:])
+    last = sum(losses[-FLUSH_STEPS:]) / len(losses[-FLUSH_STEPS:])  # as the last line of the bar has it
     say(f"trained {trainer.step:,} steps, {trainer.history.passes:,} passes in {trainer.history.seconds:,.1f} s; loss {last:.3f}")
     say(f"fairness: {fairness_sentence(run.config.train.strategy.name, trainer.counts.deviation)}")

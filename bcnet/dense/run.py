@@ -58,7 +58,7 @@ class DenseRun:
         run, written = cls(folder, DenseExperiment(config)), folder / "config.yaml"
         if written.exists():
             if not resume:
-                raise UserError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
+                raise UserError(f"{folder} already holds a run; continue it by --resume (in Python: resume=True), or choose another --out")
             _refuse_changes(folder, load_as(DenseConfig, written), config)
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")

@@ -1,6 +1,5 @@
 """The page of a plain training."""
 
-import csv
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -9,6 +8,7 @@ from bcnet.formatting import human
 from bcnet.report import plots
 from bcnet.report.page import Page, details, picture, table, text
 from bcnet.results import FitRecord
+from bcnet.training.watch import read_rows
 
 
 def write_fit_page(fit: Fit, record: FitRecord) -> Path:
@@ -30,5 +30,4 @@ def write_fit_page(fit: Fit, record: FitRecord) -> Path:
 
 def _course(path: Path) -> list[tuple[int, float, float]]:
     """Step, loss and learning rate of every row."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [(int(row["step"]), float(row["loss"]), float(row["lr"])) for row in csv.DictReader(file) if row["loss"]]
+    return [(int(row["step"]), row["loss"], row["lr"]) for row in read_rows(path) if "loss" in row]

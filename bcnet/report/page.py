@@ -2,28 +2,35 @@
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bcnet.files import write_text
+from bcnet.machine import made_by
+from bcnet.report.glossary import explain
 
 _STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #0f172a; background: #f8fafc; margin: 0; }
+:root { color-scheme: light dark; --text: #0f172a; --ground: #f8fafc; --card: #fff; --line: #e2e8f0; --code: #f1f5f9; --quiet: #475569; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e2e8f0; --ground: #0b1120; --card: #172033; --line: #334155; --code: #0f172a; --quiet: #94a3b8; }
+  a { color: #93c5fd; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--ground); margin: 0; }
 main { max-width: 54rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin: 0 0 .6rem; }
-section { background: #fff; border: 1px solid #e2e8f0; border-radius: .6rem; padding: 1rem 1.2rem; margin: 1rem 0; }
-img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.2rem; margin: 1rem 0; }
+img { max-width: 100%; height: auto; display: block; margin: .6rem 0; background: #fff; border-radius: .4rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; }
-td, th { padding: .3rem .8rem .3rem 0; text-align: left; border-bottom: 1px solid #e2e8f0; }
+td, th { padding: .3rem .8rem .3rem 0; text-align: left; border-bottom: 1px solid var(--line); }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
-pre { background: #f1f5f9; padding: .8rem; border-radius: .4rem; overflow-x: auto; font-size: .8rem; }
-p { margin: .4rem 0; } summary { cursor: pointer; color: #475569; }
+pre { background: var(--code); padding: .8rem; border-radius: .4rem; overflow-x: auto; font-size: .8rem; }
+p { margin: .4rem 0; overflow-wrap: anywhere; } summary, footer { color: var(--quiet); } summary { cursor: pointer; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem; } footer { font-size: .85rem; }
 """
 
 
 class Page:
-    """Sections of text, tables and pictures, written as one file.
+    """Sections of text, tables and pictures, written as one file that explains its words and says how it was made.
 
     Args:
         title: the page's title.
@@ -42,7 +49,10 @@ class Page:
         """Write the page."""
         viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
         head = f'<meta charset="utf-8">{viewport}<title>{html.escape(self.title)}</title>'
-        body = f"<main><h1>{html.escape(self.title)}</h1><p>{html.escape(self.lead)}</p>{''.join(self.parts)}</main>"
+        parts = f"<h1>{html.escape(self.title)}</h1><p>{html.escape(self.lead)}</p>{''.join(self.parts)}"
+        words = explain(parts)
+        glossary = f"<section><h2>What the words mean</h2><dl>{words}</dl></section>" if words else ""
+        body = f"<main>{parts}{glossary}<footer><p>{html.escape(made_by())}</p></footer></main>"
         write_text(path, f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n')
 
 
@@ -59,11 +69,37 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def picture(path: Path, alternative: str) -> str:
-    """An inline PNG; nothing if the file is absent."""
+    """An inline PNG, on narrow screens its narrow form if it has one (`narrow_form`); nothing if the file is absent."""
     if not path.is_file():
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
+    narrow = narrow_form(path)
+    source = f'<source media="(max-width: 640px)" srcset="{_inline(narrow)}">' if narrow.is_file() else ""
+    return f'<picture>{source}<img alt="{html.escape(alternative)}" src="{_inline(path)}"></picture>'
+
+
+def narrow_form(path: Path) -> Path:
+    """Where the form of a picture for narrow screens stands, its panels below each other."""
+    return path.with_stem(f"{path.stem}-narrow")
+
+
+def _inline(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def links(folder: Path, pages: Mapping[str, str]) -> str:
+    """A line of links to other pages of a folder, those that are there.
+
+    Args:
+        folder: of the page that links.
+        pages: file name -> what to call it.
+    """
+    there = [f'<a href="{html.escape(file)}">{html.escape(name)}</a>' for file, name in pages.items() if (folder / file).is_file()]
+    return f"<p>{' &middot; '.join(there)}</p>" if there else ""
+
+
+def commands(lines: Sequence[str]) -> str:
+    """Commands to paste."""
+    return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
 
 
 def details(title: str, body: str) -> str:

@@ -1,7 +1,8 @@
 """The pictures of a run: each function draws one PNG from plain values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -14,11 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from bcnet.files import write_atomic
+from bcnet.formatting import plural
+from bcnet.report.page import narrow_form
 from bcnet.results import Comparison, Ranking, Regret, SearchRecord
 from bcnet.scoring.metrics import METRICS
 from bcnet.truth.ground_truth import GroundTruth
 
 BLUE, LIGHT_BLUE, ORANGE, GREY, GREEN = "#2563eb", "#93c5fd", "#ea580c", "#94a3b8", "#16a34a"
+MOST_COLUMNS = 12  # groups whose channels are drawn as columns; more are drawn as rows
 READABLE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a number that a line may cross
 plt.rcParams.update(
     {
@@ -40,32 +44,76 @@ def _save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_training(path: Path, losses: Sequence[float], steps_per_epoch: int, passes: int) -> None:
-    """Training loss over epochs: every step faint, a moving average on top."""
-    figure, axes = plt.subplots(figsize=(7, 3.2))
+def _two_panels(path: Path, size: tuple[float, float], ratios: tuple[float, float], draw: Callable[[Axes, Axes], None]) -> None:
+    """Two panels beside each other; and below each other, for narrow screens."""
+    figure, axes = plt.subplots(1, 2, figsize=size, width_ratios=ratios)
+    draw(*axes)
+    _save(figure, path)
+    figure, axes = plt.subplots(2, 1, figsize=(5, 2 * size[1]))
+    draw(*axes)
+    _save(figure, narrow_form(path))
+
+
+def draw_training(
+    path: Path,
+    losses: Sequence[float],
+    steps_per_epoch: int,
+    passes: int,
+    looks: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> None:
+    """Training loss over epochs, every step faint and a moving average on top; beside it what was seen of subnets meanwhile.
+
+    Args:
+        path: of the picture.
+        losses: of every step.
+        steps_per_epoch: of the training.
+        passes: of the training so far.
+        looks: name of an accuracy -> epoch and value, 0..1, of every look.
+    """
     values = np.asarray(losses)
     epochs = (np.arange(len(values)) + 1) / steps_per_epoch
-    axes.plot(epochs, values, color=BLUE, alpha=0.2, linewidth=0.7)
     window = max(1, min(len(values) // 20, 200))
     smooth = np.convolve(values, np.ones(window) / window, "valid")
-    axes.plot(epochs[window - 1 :], smooth, color=BLUE, label=f"mean of {window} steps")
-    axes.set(xlabel="epoch", ylabel="cross-entropy", title=f"Training loss ({passes:,} forward-backward passes)")
-    axes.set_ylim(min(smooth.min(), values.min()) * 0.95, np.quantile(values, 0.995) * 1.05)
-    axes.legend(frameon=False)
+
+    def draw_loss(axes: Axes) -> None:
+        axes.plot(epochs, values, color=BLUE, alpha=0.2, linewidth=0.7)
+        axes.plot(epochs[window - 1 :], smooth, color=BLUE, label=f"mean of {plural(window, 'step')}" if window > 1 else "every step")
+        axes.set(xlabel="epoch", ylabel="cross-entropy", title=f"Training loss ({passes:,} passes)")
+        axes.set_ylim(min(smooth.min(), values.min()) * 0.95, np.quantile(values, 0.995) * 1.05)
+        axes.legend(frameon=False)
+
+    def draw_looks(axes: Axes) -> None:
+        for (name, seen), colour in zip((looks or {}).items(), (ORANGE, GREEN, BLUE), strict=True):
+            axes.plot(*zip(*seen, strict=True), "o-", color=colour, markersize=4, label=name.removesuffix("_accuracy"))
+        axes.set(xlabel="epoch", title="Accuracy of subnets, held-out images", ylim=(0, 1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend(frameon=False, loc="lower right")
+
+    def draw(left: Axes, right: Axes) -> None:
+        draw_loss(left)
+        draw_looks(right)
+
+    if looks:
+        _two_panels(path, (9, 3.4), (3, 2), draw)
+        return
+    figure, axes = plt.subplots(figsize=(7, 3.2))
+    draw_loss(axes)
     _save(figure, path)
 
 
 def draw_courses(path: Path, courses: Mapping[str, Sequence[tuple[int, float, float]]]) -> None:
     """Loss and learning rate of trainings: step, loss and rate of every row."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    for name, rows in courses.items():
-        steps, losses, rates = zip(*rows, strict=True) if rows else ((), (), ())
-        left.plot(steps, losses, label=name)
-        right.plot(steps, rates)
-    left.set(xlabel="step", ylabel="cross-entropy", title="Training loss")
-    right.set(xlabel="step", ylabel="learning rate", title="Learning rate")
-    left.legend(frameon=False)
-    _save(figure, path)
+
+    def draw(left: Axes, right: Axes) -> None:
+        for name, rows in courses.items():
+            steps, losses, rates = zip(*rows, strict=True) if rows else ((), (), ())
+            left.plot(steps, losses, label=name)
+            right.plot(steps, rates)
+        left.set(xlabel="step", ylabel="cross-entropy", title="Training loss")
+        right.set(xlabel="step", ylabel="learning rate", title="Learning rate")
+        left.legend(frameon=False)
+
+    _two_panels(path, (9, 3.2), (1, 1), draw)
 
 
 def draw_fairness(path: Path, counts: Sequence[npt.NDArray[np.int64]], names: Sequence[str], title: str) -> None:
@@ -105,44 +153,60 @@ def draw_search(path: Path, search: SearchRecord) -> None:
     scale, unit = _unit(max(row.costs[cost] for row in evaluated))
     x = np.array([row.costs[cost] for row in evaluated]) / scale
     y = np.array([row.score for row in evaluated])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(3, 2))
-    dots = left.scatter(x, y, c=np.arange(len(x)), cmap="viridis", s=14)
-    figure.colorbar(dots, ax=left, label="order of evaluation")
-    on_front = set(search.front)
-    front = sorted((row for row in evaluated if row.widths in on_front), key=lambda row: row.costs[cost])
-    left.step([row.costs[cost] / scale for row in front], [row.score for row in front], where="post", color=GREY, label="front")
-    best = search.best
-    left.plot(best.costs[cost] / scale, best.score, marker="*", markersize=15, color=ORANGE, linestyle="", label=f"best {best.widths}")
-    for budget in search.settings.budgets:
-        if budget.cost == cost:
-            left.axvline(
-                budget.limit / scale, color="black", linestyle=":", label="budget" if budget is search.settings.budgets[0] else None
+
+    def draw(left: Axes, right: Axes) -> None:
+        dots = left.scatter(x, y, c=np.arange(len(x)), cmap="viridis", s=14)
+        plt.colorbar(dots, ax=left, label="order of evaluation")
+        on_front = set(search.front)
+        front = sorted((row for row in evaluated if row.widths in on_front), key=lambda row: row.costs[cost])
+        left.step([row.costs[cost] / scale for row in front], [row.score for row in front], where="post", color=GREY, label="front")
+        best = search.best
+        left.plot(best.costs[cost] / scale, best.score, marker="*", markersize=15, color=ORANGE, linestyle="", label=f"best {best.widths}")
+        for budget in search.settings.budgets:
+            if budget.cost == cost:
+                left.axvline(
+                    budget.limit / scale, color="black", linestyle=":", label="budget" if budget is search.settings.budgets[0] else None
+                )
+        others = [row for row in search.rows(search.passed.values()) if row.widths != best.widths]
+        if others:
+            places = [row.costs[cost] / scale for row in others], [row.score for row in others]
+            left.plot(
+                *places, marker="*", markersize=11, color=ORANGE, linestyle="", markeredgecolor="black", label="best of other budgets"
             )
-    others = [row for row in search.rows(search.passed.values()) if row.widths != best.widths]
-    if others:
-        places = [row.costs[cost] / scale for row in others], [row.score for row in others]
-        left.plot(*places, marker="*", markersize=11, color=ORANGE, linestyle="", markeredgecolor="black", label="best of other budgets")
-    left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=metric_label(search.settings.metric))
-    left.set_title(f"{len(evaluated)} width vectors evaluated")
-    left.legend(frameon=False, fontsize=8)
-    within = [search.keeps_budgets(row) for row in evaluated]
-    so_far = np.maximum.accumulate(np.where(within, y, -np.inf))
-    right.plot(np.arange(len(y)) + 1, np.where(np.isfinite(so_far), so_far, np.nan), color=BLUE, marker="." if len(y) < 100 else "")
-    right.set(xlabel="width vectors evaluated", ylabel="best score so far within all budgets", title="Progress", xlim=(0, len(y) + 1))
-    _save(figure, path)
+        left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=metric_label(search.settings.metric))
+        left.set_title(f"{len(evaluated)} width vectors evaluated")
+        left.legend(frameon=False, fontsize=8)
+        within = [search.keeps_budgets(row) for row in evaluated]
+        so_far = np.maximum.accumulate(np.where(within, y, -np.inf))
+        right.plot(np.arange(len(y)) + 1, np.where(np.isfinite(so_far), so_far, np.nan), color=BLUE, marker="." if len(y) < 100 else "")
+        right.set(xlabel="width vectors evaluated", ylabel="best score so far within all budgets", title="Progress", xlim=(0, len(y) + 1))
+
+    _two_panels(path, (9, 3.6), (3, 2), draw)
 
 
 def draw_widths(path: Path, names: Sequence[str], channels: dict[str, Sequence[int]]) -> None:
-    """Channels of every group for several networks; the first is drawn as the frame."""
-    figure, axes = plt.subplots(figsize=(min(3 + 0.6 * len(names), 14), 3.6))
+    """Channels of every group for several networks, from the input on; the first network is drawn as the frame."""
     place = np.arange(len(names))
     (frame, full), *others = channels.items()
-    axes.bar(place, full, width=0.85, color="none", edgecolor=GREY, label=frame)
     width = 0.8 / len(others)
+    columns: list[tuple[str, Sequence[int], float, float, dict[str, Any]]] = [
+        (frame, full, 0.0, 0.85, {"color": "none", "edgecolor": GREY})
+    ]
     for number, ((name, values), colour) in enumerate(zip(others, (BLUE, ORANGE, GREEN), strict=False)):
-        axes.bar(place - 0.4 + width * (number + 0.5), values, width=width, color=colour, label=name)
-    axes.set_xticks(place if len(names) <= 40 else [], names if len(names) <= 40 else None, rotation=35, ha="right", fontsize=8)
-    axes.set(ylabel="channels", title="Channels per group")
+        columns.append((name, values, -0.4 + width * (number + 0.5), width, {"color": colour}))
+    if len(names) > MOST_COLUMNS:
+        figure, axes = plt.subplots(figsize=(7, 1.4 + 0.3 * len(names)))
+        for name, values, offset, thickness, style in columns:
+            axes.barh(place + offset, values, height=thickness, label=name, **style)
+        axes.set_yticks(place, names, fontsize=8)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set(xlabel="channels", title="Channels per group, from the input down")
+    else:
+        figure, axes = plt.subplots(figsize=(3 + 0.6 * len(names), 3.6))
+        for name, values, offset, thickness, style in columns:
+            axes.bar(place + offset, values, width=thickness, label=name, **style)
+        axes.set_xticks(place, names, rotation=35, ha="right", fontsize=8)
+        axes.set(ylabel="channels", title="Channels per group")
     axes.legend(frameon=False)
     _save(figure, path)
 
@@ -153,7 +217,8 @@ def draw_retraining(path: Path, results: dict[str, Sequence[float]]) -> None:
     for row, values in enumerate(results.values()):
         colour = ORANGE if row % 2 else BLUE  # found and uniform widths take turns
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.5)
+        beside = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else [0.0]  # so that equal ones are seen
+        axes.plot(values, row + np.asarray(beside), "o", color=colour, alpha=0.5)
         axes.errorbar(np.mean(values), row, xerr=spread, fmt="D", color=colour, capsize=4)
     axes.set_yticks(range(len(results)), list(results))
     axes.set_ylim(len(results) - 0.5, -0.5)
@@ -163,18 +228,20 @@ def draw_retraining(path: Path, results: dict[str, Sequence[float]]) -> None:
 
 def draw_ranking(path: Path, scores: npt.NDArray[np.float64], truth: GroundTruth, ranking: Ranking, title: str) -> None:
     """Score against ground truth, and Kendall tau beside the baselines and the ceiling."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 2))
     size = max(3, min(20, 6000 / len(scores)))
-    if truth.unknown("flops"):
-        left.scatter(scores, truth.mean, color=BLUE, s=size, alpha=0.8)
-    else:
-        scale, unit = _unit(truth.flops.max())
-        dots = left.scatter(scores, truth.mean, c=truth.flops / scale, cmap="viridis", s=size, alpha=0.8)
-        figure.colorbar(dots, ax=left, label=f"FLOPs [{unit}]")
-    left.set(xlabel="score", ylabel="true accuracy [%]", title=title)
-    left.locator_params(axis="x", nbins=6)  # small negative scores are long words
-    _tau_bars(right, ranking)
-    _save(figure, path)
+
+    def draw(left: Axes, right: Axes) -> None:
+        if truth.unknown("flops"):
+            left.scatter(scores, truth.mean, color=BLUE, s=size, alpha=0.8)
+        else:
+            scale, unit = _unit(truth.flops.max())
+            dots = left.scatter(scores, truth.mean, c=truth.flops / scale, cmap="viridis", s=size, alpha=0.8)
+            plt.colorbar(dots, ax=left, label=f"FLOPs [{unit}]")
+        left.set(xlabel="score", ylabel="true accuracy [%]", title=title)
+        left.locator_params(axis="x", nbins=6)  # small negative scores are long words
+        _tau_bars(right, ranking)
+
+    _two_panels(path, (10, 4), (3, 2), draw)
 
 
 def draw_payoff(path: Path, picks: Mapping[float, Regret]) -> None:
@@ -241,12 +308,14 @@ def draw_truth(
 
 def draw_survey(path: Path, shares: Sequence[float], narrowest: Sequence[float]) -> None:
     """Histograms over models: the searched share of FLOPs, and FLOPs of the narrowest network relative to the model's."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
     labels = "share of FLOPs in searched layers", "FLOPs of the narrowest network / model's"
-    for axis, values, label in zip(axes, (shares, narrowest), labels, strict=True):
-        axis.hist(values, bins=np.linspace(0, 1, 21).tolist(), color=BLUE)
-        axis.set(xlabel=label, ylabel="models", xlim=(0, 1))
-    _save(figure, path)
+
+    def draw(*axes: Axes) -> None:
+        for axis, values, label in zip(axes, (shares, narrowest), labels, strict=True):
+            axis.hist(values, bins=np.linspace(0, 1, 21).tolist(), color=BLUE)
+            axis.set(xlabel=label, ylabel="models", xlim=(0, 1))
+
+    _two_panels(path, (9, 3.2), (1, 1), draw)
 
 
 def draw_comparison(path: Path, comparison: Comparison) -> None:

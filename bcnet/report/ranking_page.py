@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet.report import plots
-from bcnet.report.page import Page, picture, table, text
+from bcnet.report.page import Page, links, picture, table, text
 from bcnet.results import Ranking
 from bcnet.scoring.additive import WidthEffects
 from bcnet.truth.ground_truth import GroundTruth
@@ -31,7 +31,7 @@ def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTrut
     lead = f"{scores_name} against {ranking.truth}: {ranking.num_networks:,} of {ranking.num_in_truth:,} networks."
     page = Page("bcnet: how well do the scores rank?", lead)
     missing = [text(f"{line[0].upper()}{line[1:]}.") for line in left_out(scores, truth, ranking)]
-    page.section("Correlation with ground truth", *correlation_parts(ranking), *missing)
+    page.section("Correlation with ground truth", links(folder, {"index.html": "the run"}), *correlation_parts(ranking), *missing)
     page.section("Picture", picture(folder / "ranking.png", "score against ground truth"))
     indices = _levels(part)
     of_score, of_truth = WidthEffects.fit(indices, values), WidthEffects.fit(indices, part.mean)
@@ -54,19 +54,22 @@ def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTrut
 
 
 def _regret_parts(folder: Path, scores: dict[str, float], truth: GroundTruth, ranking: Ranking) -> list[str]:
-    """The table of picks and, where the costs are known, ``payoff.png``: the same at every budget."""
+    """Draws ``payoff.png`` where the costs are known; the table of picks with it."""
+    if not truth.unknown("flops"):
+        of_all = np.full(len(truth), np.nan)
+        of_all[truth.rows(list(scores), "scores")] = list(scores.values())
+        plots.draw_payoff(folder / "payoff.png", payoff(of_all, truth))
+    return regret_parts(folder, ranking)
+
+
+def regret_parts(folder: Path, ranking: Ranking) -> list[str]:
+    """The table of picks, and the picture of the same at every budget where there is one."""
     rows = []
     for row in ranking.regret:
         others = (row.instead.uniform, row.instead.random_mean, row.instead.random_best) if row.instead else (None, None, None)
         accuracies = (row.pick_accuracy, row.best_accuracy, row.regret, *others)
         rows.append((row.budget, row.pick, row.best, *("" if one is None else f"{one:.2f}" for one in accuracies)))
-    parts = [table(REGRET_COLUMNS, rows)]
-    if truth.unknown("flops"):
-        return parts
-    of_all = np.full(len(truth), np.nan)
-    of_all[truth.rows(list(scores), "scores")] = list(scores.values())
-    plots.draw_payoff(folder / "payoff.png", payoff(of_all, truth))
-    return [*parts, picture(folder / "payoff.png", "accuracy of what is picked at every budget"), text(REGRET_WORDS)]
+    return [table(REGRET_COLUMNS, rows), picture(folder / "payoff.png", "accuracy of what is picked at every budget"), text(REGRET_WORDS)]
 
 
 def _levels(truth: GroundTruth) -> npt.NDArray[np.int64]:

@@ -7,13 +7,15 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from bcnet.experiment import LOOKED_AT
 from bcnet.formatting import human
 from bcnet.report import plots
-from bcnet.report.page import Page, details, picture, table, text
-from bcnet.report.ranking_page import correlation_parts
+from bcnet.report.page import Page, commands, details, links, picture, table, text
+from bcnet.report.ranking_page import correlation_parts, regret_parts
 from bcnet.results import EvaluatedWidths, RetrainedWidth, RetrainRecord, SearchRecord
 from bcnet.run import Run
 from bcnet.training.fairness import fairness_sentence
+from bcnet.training.watch import read_rows
 
 
 def write_run_page(run: Run) -> Path:
@@ -21,7 +23,7 @@ def write_run_page(run: Run) -> Path:
     config, folder = run.config, run.folder
     page = Page(
         f"bcnet: {config.train.strategy.name} on {config.model.name}, {config.data.source}",
-        f"One weight-sharing supernet; {run.space.summary()}. FLOPs are multiply-adds of one image.",
+        f"One weight-sharing supernet; {run.space.summary()}.",
     )
     search = run.search_record()
     if search:
@@ -33,6 +35,7 @@ def write_run_page(run: Run) -> Path:
     if search:
         _add_search(page, run, search)
     _add_space(page, run)
+    page.section("What next", commands(_next_commands(run, search)))
     page.section(
         "How it was made",
         details("config", (folder / "config.yaml").read_text(encoding="utf-8")),
@@ -63,7 +66,17 @@ def _add_found(page: Page, run: Run, search: SearchRecord) -> None:
     speed = run.speed()
     if speed is not None and speed.widths == best.widths:
         words += f" Measured: {speed.sentence}."
-    page.section("The width that was found", text(words), picture(run.folder / "widths.png", "channels per group"))
+    places = zip(run.space.groups, run.space.decode(best.widths), *list(channels.values())[:3], strict=True)
+    rows = [(group.name, f"{index} of {group.bins}", own, full, uniform) for group, index, full, own, uniform in places]
+    header = ("group (its first layer)", "width", "channels", "of", "uniform")
+    meaning = f"What {best.widths} means, from left to right:"
+    page.section(
+        "The width that was found",
+        text(words),
+        picture(run.folder / "widths.png", "channels per group"),
+        text(meaning),
+        table(header, rows),
+    )
 
 
 _STARTS = {"scratch": "from scratch", "inherited": "from the supernet's weights"}
@@ -115,9 +128,14 @@ def _add_ranking(page: Page, run: Run) -> None:
     ranking = run.ranking()
     if ranking is None:
         return
-    lead = f"The scores of {ranking.num_networks:,} width vectors against {ranking.truth}."
-    parts = text(lead), *correlation_parts(ranking), picture(run.folder / "ranking.png", "score against ground truth")
-    page.section("How far the scores can be trusted", *parts)
+    lead = f"The scores of {ranking.num_networks:,} width vectors against the ground truth {ranking.truth}."
+    top = ", ".join(f"{value:.0%} of the best {k}" for k, value in ranking.top_k_precision.items())
+    found = text(f"Among as many of the highest scores are {top}.") if top else ""
+    more = links(run.folder, {"ranking.html": "all of the ranking", "truth.html": "the ground truth"})
+    pictures = picture(run.folder / "ranking.png", "score against ground truth"), picture(run.folder / "effects.png", "effects of widths")
+    page.section("How far the scores can be trusted", text(lead), *correlation_parts(ranking), found, *pictures, more)
+    if ranking.regret:
+        page.section("What picking by score is worth", *regret_parts(run.folder, ranking))
 
 
 def _spread(values: list[float]) -> float | str:
@@ -176,7 +194,10 @@ def _add_training(page: Page, run: Run) -> None:
     trainer, strategy = run.trained, run.config.train.strategy.name
     history, counts = trainer.history, trainer.counts
     assert counts is not None
-    plots.draw_training(run.folder / "training.png", history.loss, trainer.batches.steps_per_epoch, history.passes)
+    steps = trainer.batches.steps_per_epoch
+    rows = [row for row in read_rows(run.folder / "progress.csv") if LOOKED_AT[0] in row]
+    looks = {name: [(row["step"] / steps, row[name]) for row in rows] for name in LOOKED_AT} if rows else {}
+    plots.draw_training(run.folder / "training.png", history.loss, steps, history.passes, looks)
     names = [group.name for group in run.space.groups]
     plots.draw_fairness(run.folder / "fairness.png", counts.counts, names, f"Times every bin was trained: {strategy}")
     images = history.passes * trainer.batches.batch_size
@@ -186,10 +207,12 @@ def _add_training(page: Page, run: Run) -> None:
         "A step's loss is the mean cross-entropy of its passes, with the labels or with the softmax of the pass that teaches."
     )
     page.section("Training", text(words), picture(run.folder / "training.png", "training loss"))
+    added = "The supernet has a bin or more than a width can have, so that every width has an exact complement. "
+    is_one_line = counts.deviation == 0 and len(names) > plots.MOST_COLUMNS
     page.section(
         "Fairness",
-        text(fairness_sentence(strategy, counts.deviation)),
-        picture(run.folder / "fairness.png", "training counts per bin"),
+        text((added if run.experiment.strategy.wide else "") + fairness_sentence(strategy, counts.deviation)),
+        "" if is_one_line else picture(run.folder / "fairness.png", "training counts per bin"),
     )
 
 
@@ -222,6 +245,16 @@ def _evaluated(rows: Sequence[EvaluatedWidths], budgets: Sequence[str] = ()) -> 
     header = (*(["budget"] if budgets else []), "widths", "score", "accuracy", *(name.replace("flops", "FLOPs") for name in names))
     cells = [(row.widths, row.score, f"{row.accuracy:.2%}", *(human(row.costs[name]) for name in names)) for row in rows]
     return table(header, [(budget, *row) for budget, row in zip(budgets, cells, strict=True)] if budgets else cells)
+
+
+def _next_commands(run: Run, search: SearchRecord | None) -> list[str]:
+    """What most would do now, ready to paste."""
+    if search is None:
+        return [f"bcnet search {run.folder} --budget flops=0.5", f"bcnet score {run.folder} --widths random:300"]
+    lines = [f"bcnet extract {run.folder} --widths {search.best.widths} --out network"]
+    if not run.retrainings():
+        lines.insert(0, f"bcnet retrain {run.folder} --widths {search.best.widths} --seeds 0,1,2")
+    return lines
 
 
 def _add_space(page: Page, run: Run) -> None:

@@ -141,6 +141,7 @@ class Trainer:
             watcher.begin(self.step)
         done_before, seconds_before = self.step, self.history.seconds
         started = saved = time.monotonic()
+        seen = ""
         bar = ProgressBar(self.label, self.total_steps, self.step)
         with self._catch_signals(), bar, _own_random_state(self.device), safe_convolutions(self.model):
             while self.step < last:
@@ -153,10 +154,12 @@ class Trainer:
                     self._flush()
                     rate = (self.step - done_before) * self.batches.batch_size / (now - started)
                     loss = mean(self.history.loss[-FLUSH_STEPS:])
-                    bar.update(self.step, f"loss {loss:.3f}, {rate:,.0f} images/s")
+                    bar.update(self.step, f"loss {loss:.3f}, {rate:,.0f} images/s{seen}")
                     self._tell({"loss": loss, "lr": self.rate(self.step - 1), "images_per_second": rate} | memory(self.device))
                 if self.look is not None and (self.step == self.total_steps or self.step % self.look_steps == 0):
-                    self._tell(self.look(self.trained))
+                    looked = self.look(self.trained)
+                    seen = "".join(f", {name.replace('_', ' ')} {value:.2f}" for name, value in looked.items())
+                    self._tell(looked)
                 must_stop, must_save = self._agree(now - saved >= self.checkpoint_seconds)
                 if must_stop:
                     self.save()

@@ -56,6 +56,18 @@ class CsvFile:
         return [row for row in rows[1:] if len(row) == len(self.columns) and row[0].isdigit()] if rows[:1] == [list(self.columns)] else []
 
 
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """What a `CsvFile` was told, with the step under ``step``; nothing where there is no file.
+
+    Args:
+        path: of the file.
+    """
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
 class TensorBoard:
     """Rows as scalars for TensorBoard (``pip install 'bcnet[watch]'``).
 

@@ -1,9 +1,12 @@
 from html.parser import HTMLParser
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from bcnet.report.page import Page, details, picture, table, text
+import bcnet
+from bcnet.report.page import Page, details, links, narrow_form, picture, table, text
+from bcnet.report.plots import draw_survey, draw_widths
 from bcnet.report.run_page import verdict, welch, write_run_page
 from bcnet.results import RetrainedWidth, RetrainRecord
 
@@ -14,9 +17,9 @@ class Outline(HTMLParser):
         self.open, self.sources, self.headings = [], [], []
 
     def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "source"):
             self.open.append(tag)
-        self.sources += [value for key, value in attrs if key in ("src", "href")]
+        self.sources += [value for key, value in attrs if key in ("src", "srcset", "href")]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -40,6 +43,43 @@ def test_a_page_is_well_formed_and_escapes_what_it_is_given(tmp_path):
     assert read(tmp_path / "page.html").headings == ["a <b>", "one"]
 
 
+def test_a_page_explains_the_words_it_uses_and_no_others_and_says_how_it_was_made(tmp_path):
+    page = Page("one", "The regret of a pick.")
+    page.section("two", details("config", "supernet, Kendall"), table(("noise ceiling",), []))
+    page.write(tmp_path / "page.html")
+    words = (tmp_path / "page.html").read_text()
+    assert "<dt>Regret</dt>" in words
+    assert "<dt>Noise ceiling</dt>" in words
+    assert "<dt>Kendall" not in words  # what unfolds is not explained
+    assert f"bcnet {bcnet.__version__}" in words
+    assert "PyTorch" in words
+
+
+def test_links_lead_to_pages_that_are_there(tmp_path):
+    (tmp_path / "ranking.html").touch()
+    assert links(tmp_path, {"ranking.html": "a & b", "truth.html": "no"}) == '<p><a href="ranking.html">a &amp; b</a></p>'
+    assert links(tmp_path, {"truth.html": "no"}) == ""
+
+
+def test_narrow_screens_get_the_panels_below_each_other(tmp_path):
+    draw_survey(tmp_path / "survey.png", [0.2, 0.9], [0.1, 0.5])
+    shown = picture(tmp_path / "survey.png", "two panels")
+    assert shown.count("data:image/png;base64,") == 2
+    assert '<source media="(max-width: 640px)"' in shown
+    wide, narrow = (plt.imread(path).shape for path in (tmp_path / "survey.png", narrow_form(tmp_path / "survey.png")))
+    assert wide[1] > 2 * wide[0]
+    assert narrow[0] > narrow[1]
+
+
+def test_many_groups_are_rows_so_that_their_names_can_be_read(tmp_path):
+    sizes = {}
+    for count in (5, 40):
+        draw_widths(tmp_path / f"{count}.png", [f"group {n}" for n in range(count)], {"full": [8] * count, "found": [4] * count})
+        sizes[count] = plt.imread(tmp_path / f"{count}.png").shape
+    assert sizes[5][1] > sizes[5][0]
+    assert sizes[40][0] > sizes[40][1]
+
+
 def test_the_page_of_a_run_needs_nothing_from_outside(run):
     before = read(write_run_page(run))
     assert "Fairness" in before.headings
@@ -47,7 +87,7 @@ def test_the_page_of_a_run_needs_nothing_from_outside(run):
     best = run.search("flops=0.5").best.widths
     run.retrain(run.space.decode(best), [0, 1])
     after = read(write_run_page(run))
-    assert len(after.sources) == 5
+    assert len(after.sources) == 7  # five pictures, two of them in a narrow form as well
     assert all(source.startswith("data:image/png;base64,") for source in after.sources)
     assert after.headings[1:5] == ["The width that was found", "Trained from scratch", "Training", "Fairness"]
 

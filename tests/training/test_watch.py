@@ -21,7 +21,7 @@ def rows_of(folder):
 @pytest.mark.parametrize("strategy", ["bcnetv2_distilled", "autoslim"])
 def test_a_watched_training_is_the_same_to_the_last_bit(tmp_path, strategy):
     own = [*QUICK, f"train.strategy={strategy}", "train.ema_decay=0.9"]
-    plain = Run.create(tmp_path / "plain", load_config("digits/base", own)).train()
+    plain = Run.create(tmp_path / "plain", load_config("digits/base", [*own, "watch_every=0"])).train()
     watched = Run.create(tmp_path / "watched", load_config("digits/base", [*own, "watch_every=0.3"])).train()
     assert plain.history.loss == watched.history.loss
     for one, other in ((plain.model, watched.model), (plain.ema, watched.ema)):
@@ -35,7 +35,9 @@ def test_a_watched_training_is_the_same_to_the_last_bit(tmp_path, strategy):
 
 def test_every_training_writes_how_it_went(tmp_path):
     trainer = Run.create(tmp_path / "run", load_config("digits/base", QUICK)).train()
-    rows = rows_of(tmp_path / "run")
+    every = rows_of(tmp_path / "run")
+    assert [int(row["step"]) for row in every if row["narrowest_accuracy"]] == [20, 30]  # two epochs apart, and the end
+    rows = [row for row in every if row["loss"]]
     assert [int(row["step"]) for row in rows] == [20, 30]
     assert float(rows[0]["loss"]) == pytest.approx(sum(trainer.history.loss[:20]) / 20, rel=1e-5)
     assert [float(row["lr"]) for row in rows] == pytest.approx([trainer.rate(19), trainer.rate(29)], rel=1e-5)
