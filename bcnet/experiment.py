@@ -404,15 +404,20 @@ class Experiment(Resources):
         )
 
     def _additive_sample(self) -> list[Widths]:
+        self.check_additive()
+        count = self.config.score.additive
+        return [] if count is None else balanced_sample(self.space, count, derive_seed(self.config.seed, STREAM_SAMPLE))
+
+    def check_additive(self) -> None:
+        """Raise if ``score.additive`` is too few for this space."""
         count, groups = self.config.score.additive, self.space.groups
         if count is None:
-            return []
+            return
         choices = [len(group.choices) for group in groups]
         least = least_sample(groups, self.config.score.effects == "concave")
         if count < least:
             each = str(choices[0]) if len(set(choices)) == 1 else f"{min(choices)} to {max(choices)}"
             raise UserError(f"score.additive is {count}: {len(groups)} groups of {each} widths each need at least {least} scored ones")
-        return balanced_sample(self.space, count, derive_seed(self.config.seed, STREAM_SAMPLE))
 
     @property
     def num_scored(self) -> int:

@@ -94,6 +94,7 @@ class Run:
         weights = _weights_hash(config)
         _refuse_other_weights(folder, weights)
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
+        run.experiment.check_additive()  # so is what could not be scored when it is trained
         write_text(written, _dump(run.config, written))
         write_json(folder / "environment.json", {"seed": config.seed} | weights | run.experiment.environment())
         return run

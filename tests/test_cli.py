@@ -151,6 +151,7 @@ def test_costs_and_groups_are_printed(bcnet):
         (["train", "digits/uniform", "train.num_random=3"], ["train.strategy.num_random: uniform has no such setting"]),
         (["train", "digits/uniform", "train.inplace_distillation=true"], ["train.inplace_distillation", "bcnetv2_distilled"]),
         (["train", "digits/bcnetv2", "model.pretrained=true"], ["no published weights"]),
+        (["train", "digits/bcnetv2", "score.additive=3"], ["score.additive is 3", "at least 10 scored ones"]),
         (["train", "digits/bcnetv2", "space.exclude=[nothing]"], ["pattern 'nothing' means no group"]),
         (["train", "digits/bcnetv2", "space.groups={stem: [4, 6]}"], ["must end with the 8 channels"]),
         pytest.param(

@@ -84,7 +84,7 @@ def latency(
 
     from bcnet.latency.backends import check_backend
     from bcnet.latency.session import LatencySettings, measure_latency
-    from bcnet.latency.table import Measured, load_latency
+    from bcnet.latency.table import Measured, layer_times, load_latency
     from bcnet.machine import resolve_device
 
     place = resolve_device(device)
@@ -113,6 +113,11 @@ def latency(
     console.print(f"{found.networks} other networks: Spearman {found.spearman:.3f}, median error {found.median_error:.1%}")
     if abs(table.full_ms - table.narrowest_ms) < 3 * noise.repeat * table.full_ms:
         console.print("note: on this device widths matter hardly more than the noise; a budget of latency says little")
+    from bcnet.report.plots import draw_latency
+
+    drawn = out.with_suffix(".png")
+    draw_latency(drawn, found.predicted_ms, found.measured_ms, layer_times(out, space))
+    console.print(f"picture: {drawn}", markup=False)
     budget = f"latency={(table.narrowest_ms + table.full_ms) / 2:.3g}ms"
     console.print(f"table: {out}; a budget such as {budget} wants 'costs=[{out}]'", markup=False)
 

@@ -98,6 +98,8 @@ def check(predicted: Sequence[float], measured: Sequence[float]) -> LatencyCheck
         spearman=float(spearmanr(p, m).statistic) if varies else 0.0,
         median_error=float(np.median(errors)),
         worst_error=float(errors.max()),
+        predicted_ms=tuple(float(value) for value in p),
+        measured_ms=tuple(float(value) for value in m),
     )
 
 

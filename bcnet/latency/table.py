@@ -90,6 +90,10 @@ class LatencyCheck(Record):
     """Median of |predicted - measured| / measured."""
     worst_error: float
     """The largest."""
+    predicted_ms: tuple[float, ...] = ()
+    """Of every one of them."""
+    measured_ms: tuple[float, ...] = ()
+    """Likewise."""
 
 
 class LatencyNoise(Record):
@@ -188,6 +192,13 @@ def load_latency(path: Path, space: Space, of: Measured | None = None) -> Cost:
     blocks = _check_space(path, table, space)
     _note_machine(path, table.meta)
     return to_cost(table, space, blocks)
+
+
+def layer_times(path: Path, space: Space) -> dict[str, float]:
+    """Milliseconds of every layer of the full network, with what runs until the next one begins, as a table says."""
+    table = read_latency(path)
+    full = space.channels(space.full)
+    return {block.name: table.scale * block_ms(block, table.layers[block.name], full) for block in _check_space(path, table, space)}
 
 
 def to_cost(table: LatencyTable, space: Space, blocks: Sequence[Block]) -> Cost:

@@ -22,6 +22,7 @@ from bcnet.scoring.metrics import METRICS
 from bcnet.truth.ground_truth import GroundTruth
 
 BLUE, LIGHT_BLUE, ORANGE, GREY, GREEN = "#2563eb", "#93c5fd", "#ea580c", "#94a3b8", "#16a34a"
+MOST_LAYERS = 24
 MOST_COLUMNS = 12  # groups whose channels are drawn as columns; more are drawn as rows
 READABLE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a number that a line may cross
 plt.rcParams.update(
@@ -316,6 +317,33 @@ def draw_survey(path: Path, shares: Sequence[float], narrowest: Sequence[float])
             axis.set(xlabel=label, ylabel="models", xlim=(0, 1))
 
     _two_panels(path, (9, 3.2), (1, 1), draw)
+
+
+def draw_latency(path: Path, predicted: Sequence[float], measured: Sequence[float], layers: Mapping[str, float]) -> None:
+    """Predicted against measured milliseconds of networks that nothing was fitted to, and what the layers of the full network take.
+
+    Args:
+        path: of the picture.
+        predicted: of every network.
+        measured: likewise.
+        layers: name -> milliseconds, in order; the longest `MOST_LAYERS` are drawn.
+    """
+    longest = sorted(layers, key=lambda name: -layers[name])[:MOST_LAYERS]
+    shown = {name: value for name, value in layers.items() if name in longest}
+
+    def draw(left: Axes, right: Axes) -> None:
+        ends = [0.95 * min(*predicted, *measured), 1.05 * max(*predicted, *measured)]
+        left.plot(ends, ends, color=GREY, linestyle="--", label="equal")
+        left.plot(measured, predicted, "o", color=BLUE, label="networks that nothing was fitted to")
+        left.set(xlabel="measured [ms]", ylabel="predicted [ms]", title="Whole networks")
+        left.legend(frameon=False)
+        right.barh(list(shown), list(shown.values()), color=BLUE)
+        right.invert_yaxis()
+        right.tick_params(axis="y", labelsize=7)
+        title = "Layers of the full network" if len(shown) == len(layers) else f"The {len(shown)} longest of {len(layers)} layers"
+        right.set(xlabel="ms, with what runs until the next layer", title=title)
+
+    _two_panels(path, (10, 4.5), (1, 1), draw)
 
 
 def draw_comparison(path: Path, comparison: Comparison) -> None:

@@ -7,6 +7,7 @@ from bcnet.config import load_config
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment
 from bcnet.latency.session import LatencySettings, measure_latency
+from bcnet.latency.table import layer_times, load_latency
 from bcnet.run import Run
 
 
@@ -16,8 +17,14 @@ def test_a_table_is_measured_and_a_budget_names_it(bcnet, tmp_path):
     assert code == 0, err
     for words in ("noise: ", "6 networks layer by layer", "ms measured, ", "Spearman", str(table)):
         assert words in out
-    assert json.loads(table.read_text())["covered"] < 1  # the others are fitted
-
+    written = json.loads(table.read_text())
+    assert written["covered"] < 1  # the others are fitted
+    assert len(written["held_out"]["predicted_ms"]) == len(written["held_out"]["measured_ms"]) == written["held_out"]["networks"]
+    assert table.with_suffix(".png").is_file()
+    space = Experiment(load_config("digits/bcnetv2")).space
+    times = layer_times(table, space)
+    assert list(times) == list(written["layers"])
+    assert sum(times.values()) + written["overhead_ms"] == pytest.approx(load_latency(table, space).one(space.full))
     code, out, _ = bcnet("cost", "digits/resnet", "--widths", "44444", "--cost", table)
     assert code == 0
     assert " ms latency" in out
