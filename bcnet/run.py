@@ -22,7 +22,7 @@ from bcnet.config import Config, differing_keys, dump_config, load_config
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment, with_divisor
-from bcnet.files import read_json, write_json, write_text
+from bcnet.files import is_unused, read_json, write_json, write_text
 from bcnet.latency.timing import measure_networks
 from bcnet.machine import device_name
 from bcnet.models.factory import build_model
@@ -87,12 +87,12 @@ class Run:
             if not resume:
                 raise UserError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
             _refuse_changes(folder, Experiment(load_config(written)).config, run.config)
-        elif folder.exists() and any(folder.iterdir()):
+        elif not is_unused(folder):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
         weights = _weights_hash(config)
         _refuse_other_weights(folder, weights)
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
-        write_text(written, _dump(run.config, written))
+        write_text(written, _dump(run.config, written), new=not written.exists())
         write_json(folder / "environment.json", {"seed": config.seed} | weights | run.experiment.environment())
         return run
 

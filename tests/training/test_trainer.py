@@ -110,7 +110,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
             killed += 1
         process.communicate()
     assert killed >= 2
-    (tmp_path / "killed" / ".checkpoint.pt.half.tmp").write_bytes(b"what a kill inside a write leaves")
+    (tmp_path / "killed" / ".checkpoint.pt.half.bcnet.tmp").write_bytes(b"what a kill inside a write leaves")
     subprocess.run(command(tmp_path / "killed", "--resume", "checkpoint_seconds=0.05"), check=True, env=environment, capture_output=True)
     whole, resumed = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
     for part in ("model", "optimizer", "counts", "records"):
