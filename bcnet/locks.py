@@ -51,7 +51,7 @@ def _take(lock: Path, path: Path) -> int:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-        if _hold(handle) and os.fstat(handle).st_nlink:
+        if hold(handle) and os.fstat(handle).st_nlink:
             return handle
         holder = os.read(handle, 1000).decode("utf-8", "replace").strip()
         os.close(handle)  # held, or who held it has just removed it, or somebody looks whether it is a leftover
@@ -59,11 +59,22 @@ def _take(lock: Path, path: Path) -> int:
     raise UserError(f"{path}: in use by {holder or 'another process'}; wait until it ends, or stop it")
 
 
-def hold_new(handle: int) -> bool:
-    """Hold a new file while it is written; returns whether it is still there, for another process may have taken it for a leftover."""
+def hold(handle: int, *, wait: bool = False) -> bool:
+    """Hold an open file until it is closed, unless another process does; where there are no locks, too."""
     if fcntl is None:
         return True
-    _hold(handle, wait=True)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def hold_new(handle: int) -> bool:
+    """Hold a new file while it is written; returns whether it is still there, for another process may have taken it for a leftover."""
+    hold(handle, wait=True)
     return os.fstat(handle).st_nlink > 0
 
 
@@ -90,7 +101,7 @@ def _is_dead(path: Path, remove: bool) -> bool:
     except OSError:
         return False
     try:
-        is_dead = _hold(handle)
+        is_dead = hold(handle)
         if is_dead and remove:
             path.unlink(missing_ok=True)
     except OSError:  # not ours to remove
@@ -98,14 +109,3 @@ def _is_dead(path: Path, remove: bool) -> bool:
     finally:
         os.close(handle)
     return is_dead
-
-
-def _hold(handle: int, *, wait: bool = False) -> bool:
-    """Hold an open file, unless another process does; where the file system knows no locks, too."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
