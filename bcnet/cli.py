@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bcnet.commands import configs, dense, fit, latency, models, networks, profile, quickstart, rank, score, train, truth
+from bcnet.commands import configs, dense, doctor, fit, latency, models, networks, profile, quickstart, rank, score, train, truth
 from bcnet.commands.app import app
 from bcnet.errors import Interrupted, UserError
 
@@ -13,6 +13,7 @@ __all__ = [
     "app",
     "configs",
     "dense",
+    "doctor",
     "fit",
     "latency",
     "main",

@@ -59,16 +59,25 @@ def _take(lock: Path, path: Path) -> int:
     raise UserError(f"{path}: in use by {holder or 'another process'}; wait until it ends, or stop it")
 
 
-def hold(handle: int, *, wait: bool = False) -> bool:
-    """Hold an open file until it is closed, unless another process does; where there are no locks, too."""
+def hold(handle: int, *, wait: bool = False, without: bool = True) -> bool:
+    """Hold an open file until it is closed.
+
+    Args:
+        handle: of the file.
+        wait: until no other process holds it.
+        without: what to say where the system, or the file system, knows no locks.
+
+    Returns:
+        Whether no other process holds it.
+    """
     if fcntl is None:
-        return True
+        return without
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:
-        pass
+        return without
     return True
 
 
@@ -94,14 +103,12 @@ def leftovers(folder: Path, *, remove: bool = False) -> list[Path]:
 
 def _is_dead(path: Path, remove: bool) -> bool:
     """Whether nobody holds a file; it is removed while this process does, so that nobody can begin to."""
-    if fcntl is None:
-        return False
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        is_dead = hold(handle)
+        is_dead = hold(handle, without=False)
         if is_dead and remove:
             path.unlink(missing_ok=True)
     except OSError:  # not ours to remove

@@ -167,7 +167,9 @@ class Run:
             UserError: no checkpoint, a damaged one, or one of another run.
         """
         if not self.trainer.resume():
-            raise UserError(f"{self.checkpoint}: no such checkpoint; train first (bcnet train CONFIG --out {self.folder})")
+            raise UserError(
+                f"{self.checkpoint}: no such checkpoint; train first: bcnet train {self.folder}/config.yaml --out {self.folder} --resume"
+            )
         return self.trainer
 
     def describe(self) -> dict[str, Any]:

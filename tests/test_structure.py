@@ -8,7 +8,7 @@ CHAIN = (
     *("version", "errors", "formatting", "former", "seeds", "locks", "files", "lines", "processes"),
     *("plugins", "distributed", "machine", "progress", "config"),
     *("data", "models", "space", "kernels", "supernet", "results", "latency", "training", "scoring", "search", "experiment", "run", "fit"),
-    *("forecast", "truth", "dense", "report", "commands", "cli", "__main__"),
+    *("forecast", "truth", "dense", "doctor", "report", "commands", "cli", "__main__"),
 )
 
 

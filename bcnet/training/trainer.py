@@ -306,6 +306,7 @@ class Trainer:
         state: dict[str, Any] = {
             "identity": self.identity,
             "step": self.step,
+            "total_steps": self.total_steps,
             "next_passes": repr(self.passes(self.step)),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
