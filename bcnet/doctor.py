@@ -14,7 +14,6 @@ from bcnet.config import Config, load_as
 from bcnet.dense.config import DenseConfig
 from bcnet.dense.results import DenseRecord, TrainedNetwork
 from bcnet.errors import UserError, first_line
-from bcnet.experiment import Experiment
 from bcnet.files import read_json
 from bcnet.locks import LOCK, TEMPORARY, leftovers
 from bcnet.results import (
@@ -30,7 +29,7 @@ from bcnet.results import (
     TogetherRecord,
     read_record,
 )
-from bcnet.run import Run
+from bcnet.run import run_identity
 from bcnet.scoring.cache import ScoreCache
 from bcnet.training.checkpoint import load_checkpoint
 from bcnet.version import __version__
@@ -60,11 +59,11 @@ class Diagnosis:
 
     Attributes:
         findings: of every file that a reader is known for.
-        next: the command that goes on with it.
+        next: for every run in it, the command that goes on.
     """
 
     findings: list[Finding]
-    next: str
+    next: list[str]
 
     def of(self, state: State) -> list[Finding]:
         """The findings of one state."""
@@ -85,21 +84,20 @@ def examine(folder: Path) -> Diagnosis:
         here = Path(place)
         dead = set(leftovers(here))
         for name in sorted(names):
-            finding = _examine_file(here / name, folder, here / name in dead)
+            finding = _examine_file(here / name, here / name in dead)
             if finding is not None:
                 findings.append(finding)
     nexts = [_next(run, findings) for run in runs]
-    return Diagnosis(findings, next((one for one in nexts if "--resume" in one), nexts[0]))
+    return Diagnosis(findings, nexts)
 
 
-def _examine_file(path: Path, root: Path, is_dead: bool) -> Finding | None:
+def _examine_file(path: Path, is_dead: bool) -> Finding | None:
     if path.name.endswith((TEMPORARY, LOCK)):
         if is_dead:
             return Finding(path, "left over", "of a process that was killed; the next command that writes here removes it")
-        return Finding(
-            path, "in use", "by " + (path.read_text(encoding="utf-8", errors="replace").strip()[:200] or "a process that writes it")
-        )
-    reader = _reader(path, root)
+        holder = path.read_text(encoding="utf-8", errors="replace").strip()[:200] if path.name.endswith(LOCK) else ""
+        return Finding(path, "in use", f"by {holder or 'a process that writes it'}")
+    reader = _reader(path)
     if reader is None:
         return None
     try:
@@ -109,7 +107,7 @@ def _examine_file(path: Path, root: Path, is_dead: bool) -> Finding | None:
     return Finding(path, "unfinished" if path.suffix == ".pt" and not words.startswith("ended") else "whole", words)
 
 
-def _reader(path: Path, root: Path) -> Callable[[Path], str] | None:
+def _reader(path: Path) -> Callable[[Path], str] | None:
     """What reads a file of that name and place, and says what it is."""
     if path.suffix == ".pt":
         return _read_checkpoint
@@ -184,8 +182,7 @@ def _read_checkpoint(path: Path) -> str:
         raise UserError(f"{path}: not a checkpoint of a training: its step is {step!r}")
     folder = path.parent
     if path.name == "checkpoint.pt" and (folder / "config.yaml").is_file() and _kind(folder) == "run":
-        config = load_as(Config, folder / "config.yaml")
-        if Run(folder, Experiment(config)).identity != state.get("identity"):
+        if run_identity((folder / "config.yaml").read_text(encoding="utf-8")) != state.get("identity"):
             raise UserError(f"{path}: belongs to a run with another config")
     where = f"at step {step:,}" + (f" of {total:,}" if isinstance(total, int) else "")
     return f"ended {where}" if step == total or total is None else f"stands {where}"
@@ -232,8 +229,7 @@ def _next(run: Path, findings: list[Finding]) -> str:
         return f"bcnet dense {'retrain' if (run / 'search.json').exists() else 'derive'} {run}"
     if not (run / "search.json").exists():
         return f"bcnet search {run} --budget flops=0.5"
-    begun = sorted(
-        {path.parent.parent.name for path, state in states.items() if state == "unfinished" and path.is_relative_to(run / "retrain")}
-    )
-    widths = next((name for name in begun if not name.startswith("uniform-like-")), "best")
+    unfinished = [path for path, state in states.items() if state == "unfinished" and path.is_relative_to(run / "retrain")]
+    begun = sorted({path.parent.parent.name.removeprefix("uniform-like-") for path in unfinished if "together" not in path.parts})
+    widths = begun[0] if begun else "best"
     return f"bcnet retrain {run} --widths {widths.removesuffix('-inherited')}{' --inherit' if widths.endswith('-inherited') else ''}"

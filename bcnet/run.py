@@ -141,8 +141,7 @@ class Run:
     def identity(self) -> str:
         """What ties a checkpoint to the settings it was trained with: a hash of those settings as ``config.yaml`` holds them."""
         written = self.folder / "config.yaml"
-        tree = yaml.safe_load(written.read_text(encoding="utf-8") if written.exists() else dump_config(self.config))
-        return hashlib.sha256(json.dumps({key: tree[key] for key in _FIXED_SECTIONS}, sort_keys=True).encode()).hexdigest()
+        return run_identity(written.read_text(encoding="utf-8") if written.exists() else dump_config(self.config))
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -167,9 +166,8 @@ class Run:
             UserError: no checkpoint, a damaged one, or one of another run.
         """
         if not self.trainer.resume():
-            raise UserError(
-                f"{self.checkpoint}: no such checkpoint; train first: bcnet train {self.folder}/config.yaml --out {self.folder} --resume"
-            )
+            command = f"bcnet train {self.folder / 'config.yaml'} --out {self.folder} --resume"
+            raise UserError(f"{self.checkpoint}: no such checkpoint; train first: {command}")
         return self.trainer
 
     def describe(self) -> dict[str, Any]:
@@ -470,6 +468,12 @@ class Run:
         if process_rank() == 0:
             checkpoint.unlink(missing_ok=True)
         return accuracy
+
+
+def run_identity(text: str) -> str:
+    """What ties a checkpoint to a ``config.yaml``: a hash of the settings that decide the supernet, as they stand there."""
+    tree = yaml.safe_load(text)
+    return hashlib.sha256(json.dumps({key: tree[key] for key in _FIXED_SECTIONS}, sort_keys=True).encode()).hexdigest()
 
 
 def _dump(config: Config, written: Path) -> str:

@@ -23,6 +23,7 @@ def doctor(
     console.print(f"{plural(len(found.findings), 'file')}: {', '.join(counts)}")
     if found.of("damaged"):
         console.print("a damaged file stops whatever reads it: remove it, and give the command that made it again")
-    console.print(f"next: {found.next}", markup=False)
+    for command in found.next:
+        console.print(f"next: {command}", markup=False)
     if found.of("damaged"):
         raise typer.Exit(1)
