@@ -115,28 +115,28 @@ def _reader(path: Path) -> Callable[[Path], str] | None:
         return _BY_SUFFIX[path.suffix]
     if path.parent.name == "retrain" and path.suffix == ".json":
         kind: type[Record] = TrainedNetwork if _kind(path.parent.parent) == "dense" else RetrainRecord
-        return lambda path: _read_record(path, kind)
+        return lambda path: _read_record(path, kind, "a retraining")
     if path.name == "search.json":
         found: type[Record] = DenseRecord if _kind(path.parent) == "dense" else SearchRecord
-        return lambda path: _read_record(path, found)
+        return lambda path: _read_record(path, found, "a search")
     if path.name in _RECORDS:
-        return lambda path: _read_record(path, _RECORDS[path.name])
+        return lambda path: _read_record(path, *_RECORDS[path.name])
     return {"config.yaml": _read_config, "environment.json": _read_environment, "network.json": _read_description}.get(path.name)
 
 
-def _read_record(path: Path, kind: type[Record]) -> str:
-    read_record(path, kind, f"a {kind.__name__}")
-    return kind.__name__
+def _read_record(path: Path, kind: type[Record], what: str) -> str:
+    read_record(path, kind, f"the result of {what}")
+    return f"the result of {what}"
 
 
-_RECORDS: dict[str, type[Record]] = {
-    "compare.json": Comparison,
-    "fit.json": FitRecord,
-    "ranking.json": Ranking,
-    "result.json": FittedNetwork,
-    "scores.json": ScoreFile,
-    "speed.json": Speed,
-    "together.json": TogetherRecord,
+_RECORDS: dict[str, tuple[type[Record], str]] = {
+    "compare.json": (Comparison, "a comparison"),
+    "fit.json": (FitRecord, "plain trainings"),
+    "ranking.json": (Ranking, "a ranking"),
+    "result.json": (FittedNetwork, "one training"),
+    "scores.json": (ScoreFile, "scoring"),
+    "speed.json": (Speed, "measuring the speed"),
+    "together.json": (TogetherRecord, "training widths together"),
 }
 
 
@@ -181,9 +181,9 @@ def _read_checkpoint(path: Path) -> str:
     if not isinstance(step, int):
         raise UserError(f"{path}: not a checkpoint of a training: its step is {step!r}")
     folder = path.parent
-    if path.name == "checkpoint.pt" and (folder / "config.yaml").is_file() and _kind(folder) == "run":
-        if run_identity((folder / "config.yaml").read_text(encoding="utf-8")) != state.get("identity"):
-            raise UserError(f"{path}: belongs to a run with another config")
+    is_of_run = path.name == "checkpoint.pt" and (folder / "config.yaml").is_file() and _kind(folder) == "run"
+    if is_of_run and run_identity((folder / "config.yaml").read_text(encoding="utf-8")) != state.get("identity"):
+        raise UserError(f"{path}: belongs to a run with another config")
     where = f"at step {step:,}" + (f" of {total:,}" if isinstance(total, int) else "")
     return f"ended {where}" if step == total or total is None else f"stands {where}"
 
