@@ -162,13 +162,13 @@ class Killer:
         self.folder, self.shim = folder, shim
         self.prepared = folder / "prepared"
 
-    def prepare(self) -> None:
-        """Train the runs that commands work on, and compile the kernels."""
-        if self.prepared.exists():
-            return
-        self.prepared.mkdir(parents=True)
+    def prepare(self, names: Sequence[str]) -> None:
+        """Train the runs that these commands work on."""
+        self.prepared.mkdir(parents=True, exist_ok=True)
         (self.prepared / "models.txt").write_text("\n".join(MODELS) + "\n")
-        for arguments in (["train", "digits/bcnetv2", "--out", RUN, *QUICK], ["dense", "train", *DENSE, "--out", DENSE_RUN]):
+        wanted = {word for name in names if name in WORK for word in WORK[name].arguments}
+        makers = {RUN: ["train", "digits/bcnetv2", "--out", RUN, *QUICK], DENSE_RUN: ["dense", "train", *DENSE, "--out", DENSE_RUN]}
+        for arguments in (make for run, make in makers.items() if run in wanted and not Path(_placed([run], self.prepared)[0]).exists()):
             life = self.live(_placed(arguments, self.prepared))
             assert life.code == 0, life.errors
 
@@ -203,7 +203,8 @@ class Killer:
             status = code if ended else None
             if status is None and send and time.monotonic() - started >= after:
                 asked = time.monotonic()
-                (os.killpg if command and send == signal.SIGKILL else os.kill)(pid, send)
+                for one in [pid, *(_descendants(pid) if command else [])]:
+                    os.kill(one, send)
                 _, status = os.waitpid(pid, 0)
                 started = asked
             time.sleep(0.002)
@@ -253,15 +254,25 @@ def _wait_for_end(session: int, seconds: float = 20.0) -> list[int]:
 
 
 def _of_session(session: int) -> list[int]:
-    found = []
+    return [pid for pid, (_, own) in _processes().items() if own == session]
+
+
+def _descendants(pid: int) -> list[int]:
+    children = [one for one, (parent, _) in _processes().items() if parent == pid]
+    return children + [one for child in children for one in _descendants(child)]
+
+
+def _processes() -> dict[int, tuple[int, int]]:
+    """Parent and session of every process that has not ended."""
+    found = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                state, _, _, own = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+                state, parent, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
             except (OSError, ValueError):
                 continue
-            if int(own) == session and state != "Z":
-                found.append(int(folder.name))
+            if state != "Z":
+                found[int(folder.name)] = int(parent), int(session)
     return found
 
 
@@ -410,10 +421,11 @@ def main() -> None:
     import bcnet.truth.compare  # noqa: F401  imported once, for all lives
 
     torch.set_num_threads(1)
-    killer.prepare()
+    names = options.of.split(",")
+    killer.prepare(names)
     is_wrong = False
     print("| command | ended by | times | to the end | slowest to end | outcome |\n| --- | --- | --- | --- | --- | --- |", flush=True)
-    for name in options.of.split(","):
+    for name in names:
         for way in options.by.split(",") if name != RANKS else ["time"]:
             rng = random.Random(f"{options.seed} {name} {way}")
             outcome = try_ranks(killer, options.kills, rng) if name == RANKS else try_command(killer, name, way, options.kills, rng)
