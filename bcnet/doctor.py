@@ -181,11 +181,18 @@ def _read_checkpoint(path: Path) -> str:
     if not isinstance(step, int):
         raise UserError(f"{path}: not a checkpoint of a training: its step is {step!r}")
     folder = path.parent
-    is_of_run = path.name == "checkpoint.pt" and (folder / "config.yaml").is_file() and _kind(folder) == "run"
-    if is_of_run and run_identity((folder / "config.yaml").read_text(encoding="utf-8")) != state.get("identity"):
+    if path.name == "checkpoint.pt" and _kind(folder) == "run" and _identity(folder) not in (None, state.get("identity")):
         raise UserError(f"{path}: belongs to a run with another config")
     where = f"at step {step:,}" + (f" of {total:,}" if isinstance(total, int) else "")
     return f"ended {where}" if step == total or total is None else f"stands {where}"
+
+
+def _identity(folder: Path) -> str | None:
+    """Of the run that a config describes; ``None`` of a config that cannot be read, which is a finding of its own."""
+    try:
+        return run_identity((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
 
 
 def _read_weights(path: Path) -> str:

@@ -1,12 +1,12 @@
 """Every long command, killed and stopped at random moments (`benchmarks/kills.py`), and two commands on one run."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -141,23 +141,16 @@ def test_a_second_training_of_a_run_is_refused_and_harms_nothing(bcnet, run):
     assert {name for name in before if not (run.folder / name).exists()} == {"checkpoint.pt"}
 
 
-def test_two_searches_of_a_run_at_once_find_what_one_finds(run, tmp_path):
+def test_two_scorings_of_a_run_at_once_find_what_one_finds(bcnet, run, tmp_path):
     """Both may write: lines of the cache are whole, results are the same."""
-    from bcnet.run import Run
-
-    def score(folder, found):
-        own = Run.open(folder, ["score.additive=null"])
-        found.append(own.scorer.score_many(list(own.space.enumerate())[:40]))
-
-    alone, together = [], []
     shutil.copytree(run.folder, tmp_path / "alone")
-    score(tmp_path / "alone", alone)
-    threads = [threading.Thread(target=score, args=(run.folder, together)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert together == [*alone, *alone]
-    (cache,) = (run.folder / "scores").iterdir()
-    (other,) = (tmp_path / "alone" / "scores").iterdir()
+    arguments = ["--widths", "random:40", "score.additive=null"]
+    assert bcnet("score", tmp_path / "alone", *arguments)[0] == 0
+    command = [sys.executable, "-m", "bcnet", "score", str(run.folder), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen([*command, "--out", str(tmp_path / f"{n}.json")], env=environment) for n in range(2)]
+    assert [process.wait(timeout=200) for process in both] == [0, 0]
+    expected = json.loads((tmp_path / "alone" / "scores.json").read_text())["scores"]
+    assert [json.loads((tmp_path / f"{n}.json").read_text())["scores"] for n in range(2)] == [expected, expected]
+    (cache,), (other,) = ((folder / "scores").iterdir() for folder in (run.folder, tmp_path / "alone"))
     assert set(cache.read_text().splitlines()) == set(other.read_text().splitlines())
