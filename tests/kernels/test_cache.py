@@ -1,9 +1,11 @@
 import hashlib
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ def folder(tmp_path, monkeypatch, fresh):
     compiler.write_text(
         f"""#!/bin/sh
 echo "$*" >> {tmp_path}/log
+echo $$ > {tmp_path}/pid
 sleep ${{SECONDS_TO_COMPILE:-0}}
 for made; do :; done  # the last argument
 exec c++ -shared -fPIC -x c++ /dev/null -o "$made"
@@ -182,4 +185,17 @@ def test_a_compiler_killed_half_way_leaves_nothing_that_is_loaded(folder):
     process.wait()
     assert list(folder.glob("compiling-*"))
     assert load() is not None
+    assert not list(folder.glob("compiling-*"))
+
+
+def test_nothing_of_a_compiler_runs_on_when_it_is_interrupted(folder, tmp_path):
+    environment = os.environ | {"SECONDS_TO_COMPILE": "60"}
+    process = subprocess.Popen([sys.executable, "-c", LOAD], env=environment, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(int((tmp_path / "pid").read_text()), 0)
     assert not list(folder.glob("compiling-*"))
