@@ -3,33 +3,40 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
+from bcnet.errors import Interrupted, Stopped
 
-def main() -> None:
-    """Run the command line; Ctrl-C is one line also while libraries are still being imported."""
-    signal.signal(signal.SIGINT, _stop)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a signal is one line whenever it comes, also while libraries are still being imported."""
+    for number in SIGNALS:
+        signal.signal(number, _stop)
     try:
         from bcnet.cli import main as run
 
-        run()
-    except KeyboardInterrupt:
-        print(_STOPPED, file=sys.stderr)
-        sys.exit(130)
-
-
-_STOPPED = "bcnet: stopped by SIGINT"
+        run(arguments)
+    except KeyboardInterrupt as stop:
+        stopped = Interrupted.by(stop)
+        print(f"bcnet: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # nothing is left that could be stopped
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """Raise, or end at once within an import: libraries swallow exceptions there, and C++ that is being loaded aborts on them."""
+    stop = Stopped(number)
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            sys.stdout.flush()
-            print(_STOPPED, file=sys.stderr, flush=True)
-            os._exit(130)
+            os.write(2, f"bcnet: {Interrupted.by(stop)}\n".encode())  # print may be what was interrupted
+            os._exit(128 + number)
         frame = frame.f_back
-    raise KeyboardInterrupt
+    raise stop
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bcnet.commands import configs, dense, fit, latency, models, networks, profile, quickstart, rank, score, train, truth
+from bcnet.commands import configs, dense, doctor, fit, latency, models, networks, profile, quickstart, rank, score, train, truth
 from bcnet.commands.app import app
 from bcnet.errors import Interrupted, UserError
 
@@ -13,6 +13,7 @@ __all__ = [
     "app",
     "configs",
     "dense",
+    "doctor",
     "fit",
     "latency",
     "main",
@@ -36,20 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         code = _complain(str(error))
     except Interrupted as error:
-        print(f"bcnet: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # one line, however many processes torchrun started
+            print(f"bcnet: {error}", file=sys.stderr)
         code = 128 + error.signal
-    except SystemExit as error:  # how typer ends; of Ctrl-C it says nothing
+    except SystemExit as error:  # how typer ends
         code = error.code
-        if code == 130:
-            print("bcnet: stopped by SIGINT", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("bcnet: stopped by SIGINT", file=sys.stderr)
-        code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG, errno.EIO):
             raise
         code = _complain(f"{error.filename or 'output'}: {error.strerror}")
     sys.exit(code)

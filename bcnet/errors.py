@@ -1,4 +1,6 @@
-"""The two exceptions that the command line knows, and how an error becomes one line."""
+"""The exceptions that the command line knows, and how an error becomes one line."""
+
+import signal
 
 
 class UserError(ValueError):
@@ -20,6 +22,29 @@ class Interrupted(Exception):
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
+        self.signal = signal_number
+
+    @classmethod
+    def by(cls, stop: KeyboardInterrupt, then: str = "") -> "Interrupted":
+        """What a `Stopped` or a plain Ctrl-C becomes once what was finished is saved.
+
+        Args:
+            stop: what was raised.
+            then: how to go on, if that is needed.
+        """
+        number = stop.signal if isinstance(stop, Stopped) else signal.SIGINT
+        return cls(f"stopped by {signal.Signals(number).name}{f'; {then}' if then else ''}", number)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks to stop: raised where the work was, as Python does for Ctrl-C.
+
+    Args:
+        signal_number: of the signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
         self.signal = signal_number
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bcnet.errors import UserError
+from bcnet.locks import TEMPORARY, hold_new, leftovers
 
 
 def shipped(name: str) -> Path:
@@ -22,35 +23,58 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BCNET_CACHE") or Path.home() / ".cache" / "bcnet")
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary name beside ``path``, flush to disk, rename.
+def write_atomic(path: Path, write: Callable[[Path], object], *, new: bool = False) -> None:
+    """Call ``write`` with a temporary name beside ``path``, flush to disk, rename; what killed processes left there is removed.
+
+    Args:
+        path: the file.
+        write: writes it.
+        new: there must be no such file yet, also if another process writes it at the same time.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; what stood at ``path`` is untouched.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
+        leftovers(path.parent, remove=True)
+        handle, temporary = _temporary(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    temporary = Path(name)
     try:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_UMASK)
-        temporary.replace(path)
+        if new:
+            path.hardlink_to(temporary)
+        else:
+            temporary.replace(path)
+    except FileExistsError as error:
+        raise UserError(f"{path}: another process has just written it") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); this file is as it was") from error
     finally:
         temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what a killed process left of a file it was writing; nobody else may be writing it now."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+def _temporary(path: Path) -> tuple[int | None, Path]:
+    """A new file beside ``path``, held while it is open where that is possible."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+        if os.name == "nt":  # a file that is open cannot be renamed there
+            os.close(handle)
+            return None, Path(name)
+        if hold_new(handle):
+            return handle, Path(name)
+        os.close(handle)
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder is missing or empty, but for what a killed process left of the first file that it was writing."""
+    leftovers(folder, remove=True)
+    return not folder.exists() or not any(folder.iterdir())
 
 
 def _read_umask() -> int:
@@ -62,9 +86,9 @@ def _read_umask() -> int:
 _UMASK = _read_umask()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def write_text(path: Path, text: str, *, new: bool = False) -> None:
+    """Write a UTF-8 text file atomically; ``new`` as of `write_atomic`."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), new=new)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,7 +8,7 @@ from bcnet.config import Config, differing_keys, dump_config, load_config
 from bcnet.distributed import process_rank
 from bcnet.errors import UserError
 from bcnet.experiment import COLUMNS, Experiment
-from bcnet.files import write_json, write_text
+from bcnet.files import is_unused, write_json, write_text
 from bcnet.results import FitRecord, FittedNetwork, read_record
 from bcnet.scoring.evaluate import evaluate
 from bcnet.seeds import STREAM_MODEL, derive_seed
@@ -38,14 +38,14 @@ class Fit:
             other = [key for key in differing_keys(load_config(written), config) if key.split(".")[0] in _FIXED_SECTIONS]
             if other:
                 raise UserError(f"{folder}: was begun with another {', '.join(other[:4])}; use the same settings, or choose another --out")
-        elif folder.exists() and any(folder.iterdir()):
+        elif not is_unused(folder):
             raise UserError(f"{folder} exists, is not empty and holds no training; choose another --out")
         model = self.experiment.build_model(0, pretrained=True)  # what cannot be trained is refused before anything is written
         self.experiment.data.train_batches("full_train", config.retrain.batch_size, 0)
         self.flops = count_flops(model, self.experiment.data.input_shape)
         self.params = sum(parameter.numel() for parameter in model.parameters())
         if process_rank() == 0 and not written.is_file():
-            write_text(written, dump_config(config))
+            write_text(written, dump_config(config), new=True)
             write_json(folder / "environment.json", self.experiment.environment())
 
     def run(self, seeds: Sequence[int]) -> FitRecord:

@@ -23,7 +23,7 @@ from bcnet.config import Config, differing_keys, dump_config, load_config
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment, with_divisor
-from bcnet.files import read_json, write_json, write_text
+from bcnet.files import is_unused, read_json, write_json, write_text
 from bcnet.latency.timing import measure_networks
 from bcnet.machine import device_name
 from bcnet.models.factory import build_model
@@ -89,13 +89,13 @@ class Run:
             if not resume:
                 raise UserError(f"{folder} already holds a run; continue it by --resume (in Python: resume=True), or choose another --out")
             _refuse_changes(folder, Experiment(load_config(written)).config, run.config)
-        elif folder.exists() and any(folder.iterdir()):
+        elif not is_unused(folder):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
         weights = _weights_hash(config)
         _refuse_other_weights(folder, weights)
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
         run.experiment.check_additive()  # so is what could not be scored when it is trained
-        write_text(written, _dump(run.config, written))
+        write_text(written, _dump(run.config, written), new=not written.exists())
         write_json(folder / "environment.json", {"seed": config.seed} | weights | run.experiment.environment())
         return run
 
@@ -144,8 +144,7 @@ class Run:
     def identity(self) -> str:
         """What ties a checkpoint to the settings it was trained with: a hash of those settings as ``config.yaml`` holds them."""
         written = self.folder / "config.yaml"
-        tree = yaml.safe_load(written.read_text(encoding="utf-8") if written.exists() else dump_config(self.config))
-        return hashlib.sha256(json.dumps({key: tree[key] for key in _FIXED_SECTIONS}, sort_keys=True).encode()).hexdigest()
+        return run_identity(written.read_text(encoding="utf-8") if written.exists() else dump_config(self.config))
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -170,7 +169,8 @@ class Run:
             UserError: no checkpoint, a damaged one, or one of another run.
         """
         if not self.trainer.resume():
-            raise UserError(f"{self.checkpoint}: no such checkpoint; train first (bcnet train CONFIG --out {self.folder})")
+            command = f"bcnet train {self.folder / 'config.yaml'} --out {self.folder} --resume"
+            raise UserError(f"{self.checkpoint}: no such checkpoint; train first: {command}")
         return self.trainer
 
     def describe(self) -> dict[str, Any]:
@@ -491,6 +491,12 @@ class Run:
                 for checkpoint in place.glob(f"checkpoint-{identity[:12]}*.pt"):
                     checkpoint.unlink()
         return [accuracy for accuracy in known.values() if accuracy is not None]
+
+
+def run_identity(text: str) -> str:
+    """What ties a checkpoint to a ``config.yaml``: a hash of the settings that decide the supernet, as they stand there."""
+    tree = yaml.safe_load(text)
+    return hashlib.sha256(json.dumps({key: tree[key] for key in _FIXED_SECTIONS}, sort_keys=True).encode()).hexdigest()
 
 
 def _dump(config: Config, written: Path) -> str:

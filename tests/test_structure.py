@@ -5,9 +5,10 @@ import bcnet
 
 # A module imports only from the left of this chain, or from its own package.
 CHAIN = (
-    *("version", "errors", "formatting", "former", "seeds", "files", "plugins", "distributed", "machine", "progress", "config"),
+    *("version", "errors", "formatting", "former", "seeds", "locks", "files", "lines", "processes"),
+    *("plugins", "distributed", "machine", "progress", "config"),
     *("data", "models", "space", "kernels", "supernet", "results", "latency", "training", "scoring", "search", "experiment", "run", "fit"),
-    *("forecast", "truth", "dense", "report", "commands", "cli", "__main__"),
+    *("forecast", "truth", "dense", "doctor", "report", "commands", "cli", "__main__"),
 )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from bcnet.cli import main
+from bcnet.__main__ import main
 
 if __name__ == "__main__":
     main(["rank", *sys.argv[1:]])

@@ -1,15 +1,15 @@
 """What the commands share: the application, its options, the process around a command."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from bcnet.errors import Interrupted, UserError
 from bcnet.version import __version__
@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 
 MOST_WIDTHS = 1_000_000
 
+
+class _Commands(TyperGroup):
+    """All commands: whatever asks one to stop is said in one line, which typer would not do."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Interrupted.by(stop) from None
+
+
 app = typer.Typer(
     name="bcnet",
+    cls=_Commands,
     help="Network width search: how many channels should every layer of a CNN have?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -56,22 +68,42 @@ def _options(
     """Network width search: how many channels should every layer of a CNN have?"""
 
 
+GOES_ON = "the same command goes on where it was"
+RESUMES = "continue with --resume"
+
+
 @contextmanager
-def runtime(device: str = "auto") -> Iterator[Say]:
-    """Prepare the process (allocator, torchrun) and give a print that speaks on rank 0 only.
+def stoppable(then: str = GOES_ON) -> Iterator[None]:
+    """Say how to go on, where a signal asks to stop.
 
     Raises:
-        Interrupted: Ctrl-C outside a training; what was finished is on disk.
+        Interrupted: Ctrl-C or SIGTERM; what was finished is on disk.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted.by(stop, then) from None
+    except Interrupted as stopped:  # of a training, which says how far it went
+        raise Interrupted(f"{stopped}; {then}", stopped.signal) from None
+
+
+@contextmanager
+def runtime(device: str = "auto", *, then: str = GOES_ON) -> Iterator[Say]:
+    """Prepare the process (allocator, torchrun) and give a print that speaks on rank 0 only.
+
+    Args:
+        device: that is computed on.
+        then: how to go on after a signal.
+
+    Raises:
+        Interrupted: as `stoppable` does.
     """
     from bcnet.distributed import process_group, process_rank
     from bcnet.machine import resolve_device, tune_malloc
 
     tune_malloc()
-    with process_group(resolve_device(device)):
-        try:
-            yield (lambda *args, **kwargs: console.print(*args, **kwargs) if process_rank() == 0 else None)
-        except KeyboardInterrupt:
-            raise Interrupted("stopped by SIGINT; the same command goes on where it was", signal.SIGINT) from None
+    with stoppable(then), process_group(resolve_device(device)):
+        yield (lambda *args, **kwargs: console.print(*args, **kwargs) if process_rank() == 0 else None)
 
 
 @contextmanager

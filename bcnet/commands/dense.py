@@ -1,18 +1,17 @@
 """``bcnet dense``: how many blocks, how wide, and where they shrink."""
 
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import Overrides, Say, app, console, runtime
+from bcnet.commands.app import RESUMES, Overrides, Say, app, console, runtime, stoppable
 from bcnet.commands.latency import Amp
 from bcnet.commands.models import read_shape
 from bcnet.commands.networks import read_seeds
-from bcnet.errors import Interrupted, UserError
+from bcnet.errors import UserError
 from bcnet.formatting import human, plural
 
 if TYPE_CHECKING:
@@ -155,10 +154,8 @@ def latency(
     if threads is not None:
         torch.set_num_threads(threads)
     options = {"device": place, "batch_size": batch_size, "bf16": amp is Amp.bf16, "seconds": seconds, "repeats": repeats}
-    try:
+    with stoppable("nothing was written"):
         table = measure_grid(grid, shape, classes, label="latency", **options)  # type: ignore[arg-type]
-    except KeyboardInterrupt:
-        raise Interrupted("stopped by SIGINT; nothing was written", signal.SIGINT) from None
     table.write(out)
     low, high = GridCosts(grid, {"latency": read_latency(out, grid)}).range("latency")
     console.print(f"networks take {low:.3g} to {high:.3g} ms ({table.meta.device}, {plural(table.meta.threads, 'thread')})")
@@ -179,7 +176,7 @@ def train(
 
     settings = load_as(DenseConfig, config, [*(overrides or ()), *([f"cost.budget={json.dumps(budget)}"] if budget else [])])
     folder = out or Path("runs") / "-".join(Path(config).with_suffix("").parts[-2:])
-    with runtime(settings.device) as say:
+    with runtime(settings.device, then=RESUMES) as say:
         from bcnet.dense.run import DenseRun
 
         run = DenseRun.create(folder, settings, resume=resume)

@@ -1,13 +1,12 @@
 """``bcnet latency``: how long every layer takes on the device at hand, as a cost that budgets may name."""
 
-import signal
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import app, console
+from bcnet.commands.app import app, console, stoppable
 from bcnet.commands.models import (
     Asked,
     BinsOption,
@@ -22,7 +21,7 @@ from bcnet.commands.models import (
     read_shape,
     trace_asked,
 )
-from bcnet.errors import Interrupted, UserError
+from bcnet.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -100,10 +99,8 @@ def latency(
     settings = LatencySettings(
         *(model, num_classes, shape, batch_size, amp.value, seconds_per_network, repeats), most=networks, seed=seed, backend=backend.value
     )
-    try:
+    with stoppable():
         table = measure_latency(plain, space, settings, device=place, out=out)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped by SIGINT; the same command goes on where it was", signal.SIGINT) from None
     cost = load_latency(out, space)
     noise, found = table.noise, table.held_out
     console.print(f"measured {table.networks} networks layer by layer, {table.covered:.0%} of all pairs of widths; on {table.meta.device}")

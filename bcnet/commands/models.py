@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from bcnet.commands.app import WIDTHS_HELP, app, console, read_widths
+from bcnet.commands.app import WIDTHS_HELP, app, console, read_widths, stoppable
 from bcnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _survey(every: str, input: str | None, out: Path, limit: float) -> None:
         what = f"{row.groups} groups, {row.share:.0%} of FLOPs" if row.groups else "refused"
         bar.update(done, f"{row.model}: {what}")
 
-    with bar:
+    with stoppable(), bar:
         rows = survey(names, shape, out / "survey.csv", limit=limit, tick=tick)
     page = write_survey_page(out, rows, every)
     searched = [row for row in rows if row.groups]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import Overrides, Say, app, finish, runtime
+from bcnet.commands.app import RESUMES, Overrides, Say, app, finish, runtime
 
 if TYPE_CHECKING:
     from bcnet.run import Run
@@ -23,7 +23,7 @@ def train(
 
     settings = load_config(config, overrides or ())
     folder = out or Path("runs") / "-".join(Path(config).with_suffix("").parts[-2:])
-    with runtime(settings.device) as say:
+    with runtime(settings.device, then=RESUMES) as say:
         from bcnet.run import Run
 
         run = Run.create(folder, settings, resume=resume)

@@ -1,9 +1,6 @@
 """Batches that worker processes make ahead of time; what they make follows from the step alone, however many there are."""
 
-import ctypes
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +8,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bcnet.errors import UserError, first_line
+from bcnet.processes import begin_worker
 
 AHEAD = 3  # batches that every worker makes ahead of time
-_PR_SET_PDEATHSIG = 1
 
 
 class Maker(Protocol):
@@ -112,9 +109,4 @@ class _Steps(Sampler[int]):
 
 
 def _start_worker(number: int) -> None:
-    """Leave signals of the terminal to the parent, which ends its workers; end with it where it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform.startswith("linux"):
-        prctl: Callable[..., int] = ctypes.CDLL(None).prctl
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    begin_worker()

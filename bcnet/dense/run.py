@@ -25,7 +25,7 @@ from bcnet.dense.paths import Scores, most_probable
 from bcnet.dense.results import Candidate, DenseRecord, TrainedNetwork
 from bcnet.dense.search import Search
 from bcnet.errors import UserError
-from bcnet.files import write_json, write_text
+from bcnet.files import is_unused, write_json, write_text
 from bcnet.models.net_config import NetConfig, read_net_config
 from bcnet.results import BudgetRecord, RetrainedNetwork, read_record
 from bcnet.scoring.evaluate import evaluate
@@ -60,10 +60,10 @@ class DenseRun:
             if not resume:
                 raise UserError(f"{folder} already holds a run; continue it by --resume (in Python: resume=True), or choose another --out")
             _refuse_changes(folder, load_as(DenseConfig, written), config)
-        elif folder.exists() and any(folder.iterdir()):
+        elif not is_unused(folder):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
         run.trainer  # noqa: B018  what cannot be searched (budget, data, grid) is refused before anything is written
-        write_text(written, dump_config(config))
+        write_text(written, dump_config(config), new=not written.exists())
         write_json(folder / "environment.json", {"seed": config.seed} | run.experiment.environment())
         return run
 

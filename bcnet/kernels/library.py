@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -156,10 +157,27 @@ def _compile(compiler: str, source: Path, compiled: Path) -> None:
         made, objects, hashed = (Path(folder) / f"made.{kind}" for kind in ("so", "o", "sha256"))
         link = ["-shared", str(objects), *(runtime[:1] or ["-lgomp"]), "-o", str(made)]
         for arguments in ([*_FLAGS, "-c", str(source), "-o", str(objects)], link):
-            subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=_COMPILE_SECONDS)
+            _run([compiler, *arguments])
         hashed.write_text(hashlib.sha256(made.read_bytes()).hexdigest() + "\n")
         made.replace(compiled)
         hashed.replace(_hash_file(compiled))
+
+
+def _run(command: list[str]) -> None:
+    """Run a compiler; if it fails, takes too long or is interrupted, nothing of what it started runs on.
+
+    Raises:
+        CalledProcessError: with what it said.
+        TimeoutExpired: it took too long.
+    """
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            _, errors = process.communicate(timeout=_COMPILE_SECONDS)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=errors)
 
 
 def takes(x: Tensor) -> bool:

@@ -20,6 +20,8 @@ from bcnet.latency.design import cover_pairs
 from bcnet.latency.fit import ANY_SCALE, SCALES, MeasuredNetwork, check, fit_layers, fit_line, share_covered, sum_of
 from bcnet.latency.table import FORMAT, LatencyMeta, LatencyNoise, LatencyTable, describe_groups
 from bcnet.latency.timing import Clock, TimedNetwork, clock_of, random_images, visit
+from bcnet.lines import append_line
+from bcnet.locks import locked
 from bcnet.machine import device_name
 from bcnet.models.copying import copy_network
 from bcnet.models.layout import fit_layout, to_device
@@ -119,13 +121,12 @@ class LatencySession:
     def run(self) -> LatencyTable:
         """Measure what is missing, and fit."""
         label = f"latency {self.settings.model}"
-        with ProgressBar(label, len(self.tasks), len(self.lines)) as bar, _opened(self.part) as file:
-            if not file.tell():
-                file.write(json.dumps(self.header()) + "\n")
+        with ProgressBar(label, len(self.tasks), len(self.lines)) as bar:
+            if not (self.part.exists() and self.part.stat().st_size):
+                append_line(self.part, json.dumps(self.header()))
             for number in range(len(self.lines), len(self.tasks)):
                 line = self._measure(self.tasks[number])
-                file.write(json.dumps(line) + "\n")
-                file.flush()
+                append_line(self.part, json.dumps(line))
                 self.lines.append(line)
                 bar.update(number + 1, f"{line['ratio'] * line['reference_ms']:.3g} ms")
         return self.table()
@@ -277,14 +278,6 @@ def plan(space: Space, blocks: Sequence[Block], settings: LatencySettings, rng: 
     return [task for _, task in sorted(placed, key=lambda pair: pair[0])]
 
 
-def _opened(path: Path) -> Any:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
 def measure_latency(
     model: nn.Module, space: Space, settings: LatencySettings, *, device: torch.device, out: Path, clock: Clock | None = None
 ) -> LatencyTable:
@@ -299,10 +292,11 @@ def measure_latency(
         clock: takes the time; unset: the device's own.
 
     Raises:
-        UserError: the file to go on from is of other settings or damaged, or nothing can be written.
+        UserError: the file to go on from is of other settings or damaged, nothing can be written, or another process measures it.
     """
     part = out.with_name(out.name + ".part")
-    table = LatencySession(model, space, settings, device, part, clock).run()
-    table.write(out)
-    part.unlink(missing_ok=True)
+    with locked(out):
+        table = LatencySession(model, space, settings, device, part, clock).run()
+        table.write(out)
+        part.unlink(missing_ok=True)
     return table

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bcnet.errors import UserError
+from bcnet.lines import append_line
 from bcnet.scoring.evaluate import Evaluation
 from bcnet.space.widths import SIDES
 
@@ -33,18 +33,4 @@ class ScoreCache:
     def add(self, name: str, sides: dict[str, Evaluation]) -> None:
         """Keep one evaluation."""
         self.evaluations[name] = sides
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"widths": name} | sides) + "\n"
-        try:
-            with self.path.open("ab") as file:
-                if file.tell() and not _ends_with_newline(self.path):
-                    line = "\n" + line
-                file.write(line.encode())
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"
+        append_line(self.path, json.dumps({"widths": name} | sides))

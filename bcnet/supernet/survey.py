@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from torch import nn
 
 from bcnet.errors import UserError, first_line
 from bcnet.files import write_text
+from bcnet.locks import locked
 from bcnet.models.factory import build_model
+from bcnet.processes import Worker, end_workers
 from bcnet.space.cost import CostTable
 from bcnet.space.widths import Space
 from bcnet.supernet.proof import trace
@@ -71,8 +73,15 @@ def survey(
         tick: called with the number of models done and the last row.
 
     Raises:
-        UserError: the table was made with images of another size.
+        UserError: the table was made with images of another size, or another process is writing it.
     """
+    with locked(table):
+        return _survey(names, shape, table, limit, tick)
+
+
+def _survey(
+    names: Sequence[str], shape: tuple[int, int, int], table: Path, limit: float, tick: Callable[[int, SurveyRow], None]
+) -> list[SurveyRow]:
     known = {row.model: row for row in read_survey(table)} if table.exists() else {}
     for other in {row.asked for row in known.values()} - {_text(shape)}:
         raise UserError(f"{table} was made with --input {other}, not {_text(shape)}; give another folder with --out")
@@ -160,51 +169,44 @@ def count_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def _rows(names: Sequence[str], shape: tuple[int, int, int], limit: float) -> Iterator[SurveyRow]:
-    context = get_context("spawn")
-    worker: Any = None
-    here: Any = None
+    worker: Worker | None = None
     try:
         for name in names:
             if worker is None:
-                here, there = context.Pipe()
-                worker = context.Process(target=_work, args=(there, torch.get_num_threads()), daemon=True)
-                worker.start()
-                here.recv()  # imports are done
-            here.send((name, shape))
+                worker = Worker(partial(_begin, shape, torch.get_num_threads()))
+                worker.receive()  # imports are done
+            worker.send(name)
             why = f"it took longer than {limit:g} s"
             try:
-                row = here.recv() if here.poll(limit) else None
-            except EOFError:
+                row = worker.receive() if worker.channel.poll(limit) else None
+            except UserError:
                 row, why = None, "its process died"
             if row is None:
-                worker.kill()
-                worker.join()
+                end_workers([worker], 0.0)
                 worker = None
                 row = SurveyRow(name, _text(shape), _text(shape), refusal=why)
             yield row
     finally:
         if worker is not None:
-            worker.kill()
-            worker.join()
+            end_workers([worker], 0.0)
 
 
-def _work(channel: Any, threads: int) -> None:
+def _begin(shape: tuple[int, int, int], threads: int) -> Callable[[str], SurveyRow]:
     import warnings
-
-    from bcnet.models.factory import default_input
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
-    channel.send(None)
-    while True:
-        try:
-            name, shape = channel.recv()
-        except EOFError:  # the other process is gone
-            return
-        try:
-            row = look_at(name, shape)
-            if "cannot be run" in row.refusal and shape != default_input(name):
-                row = replace(look_at(name, default_input(name)), asked=_text(shape))
-        except Exception as error:  # a defect of ours, which the table must show
-            row = SurveyRow(name, _text(shape), _text(shape), refusal=f"DEFECT {type(error).__name__}: {first_line(error)}")
-        channel.send(row)
+    return partial(_look, shape)
+
+
+def _look(shape: tuple[int, int, int], name: str) -> SurveyRow:
+    """As `look_at`, with a model's usual input where it does not take the one that was asked for; never raises."""
+    from bcnet.models.factory import default_input
+
+    try:
+        row = look_at(name, shape)
+        if "cannot be run" in row.refusal and shape != default_input(name):
+            row = replace(look_at(name, default_input(name)), asked=_text(shape))
+    except Exception as error:  # a defect of ours, which the table must show
+        row = SurveyRow(name, _text(shape), _text(shape), refusal=f"DEFECT {type(error).__name__}: {first_line(error)}")
+    return row

@@ -25,6 +25,7 @@ def train_width(
     device: torch.device,
     bf16: bool = False,
     checkpoint: Path | None = None,
+    keeps_end: bool = True,
     **options: Any,
 ) -> list[nn.Module]:
     """Train networks that differ in their seed only, side by side where that is possible.
@@ -37,7 +38,8 @@ def train_width(
         input_shape: ``(C, H, W)`` of one image.
         device: where to train.
         bf16: autocast to bf16.
-        checkpoint: file to save to and resume from; networks that cannot be trained side by side have one each, with the seed in its name.
+        checkpoint: file to save to and resume from; networks that are trained one after the other have one each, with their numbers.
+        keeps_end: save the end of the last training, too.
         options: further arguments of `Trainer`, such as ``identity`` and ``label``.
 
     Returns:
@@ -49,10 +51,19 @@ def train_width(
     except NotStackable:
         together = list(zip(networks, batches, seeds, strict=True))
     trained: list[nn.Module] = []
-    for model, source, seed in together:
+    for number, (model, source, seed) in enumerate(together):
         passes = model.passes if isinstance(model, NetworkStack) else plain_passes
-        own = checkpoint if checkpoint is None or len(together) == 1 else checkpoint.with_stem(f"{checkpoint.stem}-{seed}")
-        trainer = Trainer(model, source, recipe, device=device, bf16=bf16, seed=seed, passes=passes, checkpoint=own, **options)
+        file = checkpoint.with_stem(f"{checkpoint.stem}-{number}") if checkpoint and len(together) > 1 else checkpoint
+        trainer = Trainer(
+            *(model, source, recipe),
+            device=device,
+            bf16=bf16,
+            seed=seed,
+            passes=passes,
+            checkpoint=file,
+            keeps_end=keeps_end or number < len(together) - 1,
+            **options,
+        )
         trainer.resume()
         trainer.run()
         trained += trainer.trained.split() if isinstance(trainer.trained, NetworkStack) else [trainer.trained]

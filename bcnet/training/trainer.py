@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 import signal
 import sys
 import time
@@ -22,9 +23,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bcnet.config import RecipeConfig
 from bcnet.data.interfaces import TrainSource
 from bcnet.distributed import agree, process_rank, world_size
-from bcnet.errors import Interrupted, UserError, first_line
-from bcnet.files import remove_leftovers
+from bcnet.errors import Interrupted, Stopped, UserError, first_line
 from bcnet.kernels.pointwise import safe_convolutions
+from bcnet.locks import locked
 from bcnet.machine import autocast, memory, seed_dropout
 from bcnet.models.copying import copy_network
 from bcnet.models.layout import to_device
@@ -78,6 +79,7 @@ class Trainer:
         look: measures the model as it is, by name; it must leave everything as it was.
         look_steps: steps between two such looks.
         teacher: a trained network, from whose softmax every pass learns instead of the labels; it stays as it is.
+        keeps_end: save the end of the training, too.
     """
 
     def __init__(
@@ -99,7 +101,9 @@ class Trainer:
         look: Callable[[nn.Module], dict[str, float]] | None = None,
         look_steps: int = 0,
         teacher: nn.Module | None = None,
+        keeps_end: bool = True,
     ) -> None:
+        self.keeps_end = keeps_end
         self.watchers, self.look, self.look_steps = watchers, look, look_steps
         self.teacher = None if teacher is None else to_device(copy_network(teacher), device).eval()
         self.model = to_device(model, device).train()
@@ -129,21 +133,19 @@ class Trainer:
         Raises:
             Interrupted: a signal asked to stop; the state was saved first.
             UserError: the loss became NaN or infinite; the last good checkpoint stays. Or the next step would train other subnets
-                than those it was going to train when the checkpoint was written.
+                than those it was going to train when the checkpoint was written. Or another process trains into the same file.
         """
         last = self.total_steps if until_step is None else min(until_step, self.total_steps)
         if self.step < last:
             self._refuse_other_steps()
-        if self.checkpoint is not None and process_rank() == 0:
-            remove_leftovers(self.checkpoint)
         replica = _replicate(self._runner) if world_size() > 1 else None
-        for watcher in self.watchers:
-            watcher.begin(self.step)
         done_before, seconds_before = self.step, self.history.seconds
         started = saved = time.monotonic()
         seen = ""
         bar = ProgressBar(self.label, self.total_steps, self.step)
-        with self._catch_signals(), bar, _own_random_state(self.device), safe_convolutions(self.model):
+        with self._alone(), self._catch_signals(), bar, _own_random_state(self.device), safe_convolutions(self.model):
+            for watcher in self.watchers:
+                watcher.begin(self.step)
             while self.step < last:
                 self._train_step(replica)
                 self.step += 1
@@ -163,12 +165,19 @@ class Trainer:
                 must_stop, must_save = self._agree(now - saved >= self.checkpoint_seconds)
                 if must_stop:
                     self.save()
-                    where = f"; saved at step {self.step} of {self.total_steps}, continue with --resume" if self.checkpoint else ""
-                    raise Interrupted(f"stopped by {signal.Signals(self._stop_signal).name}{where}", self._stop_signal)
+                    where = f"saved at step {self.step} of {self.total_steps}" if self.checkpoint else ""
+                    raise Interrupted.by(Stopped(self._stop_signal), where)
                 if must_save:
                     self.save()
                     saved = time.monotonic()
-        self.save()
+            if self.keeps_end or self.step < self.total_steps:
+                self.save()
+        if self._stop_signal and world_size() == 1:  # it came after the last step
+            raise Stopped(self._stop_signal)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """No other command trains into the same checkpoint meanwhile."""
+        return nullcontext() if self.checkpoint is None or process_rank() != 0 else locked(self.checkpoint)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -300,6 +309,7 @@ class Trainer:
         state: dict[str, Any] = {
             "identity": self.identity,
             "step": self.step,
+            "total_steps": self.total_steps,
             "next_passes": repr(self.passes(self.step)),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -353,10 +363,10 @@ class Trainer:
 
         def note(number: int, frame: FrameType | None) -> None:
             if self._stop_signal and number == signal.SIGINT:
-                raise KeyboardInterrupt
+                raise Stopped(number)
             self._stop_signal = number
-            if process_rank() == 0:
-                print("\nbcnet: stopping after this step; Ctrl-C once more stops at once", file=sys.stderr, flush=True)
+            if process_rank() == 0 and sys.stderr.isatty():  # not by print, which may be what was interrupted
+                os.write(2, b"\nbcnet: stopping after this step; Ctrl-C once more stops at once\n")
 
         try:
             before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

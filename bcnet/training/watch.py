@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from bcnet.distributed import process_rank
 from bcnet.errors import UserError
 from bcnet.files import write_text
+from bcnet.lines import append_line
 
 Row = Mapping[str, float]
 
@@ -44,9 +45,7 @@ class CsvFile:
     def tell(self, step: int, row: Row) -> None:
         """Write a row; numbers that it has not are left empty."""
         assert set(row) <= set(self.columns)
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            cells = [f"{row[name]:.6g}" if name in row else "" for name in self.columns[1:]]
-            csv.writer(file, lineterminator="\n").writerow([step, *cells])
+        append_line(self.path, ",".join([str(step), *(f"{row[name]:.6g}" if name in row else "" for name in self.columns[1:])]))
 
     def _rows(self) -> list[list[str]]:
         if not self.path.is_file():

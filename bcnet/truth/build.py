@@ -1,14 +1,16 @@
 """Build ground truth: networks of a width space trained from scratch, one by one, on as many processes as there are.
 
-Finished widths go to a journal beside the file (``FILE.partial``), so a build that was killed goes on where it stopped;
-the file itself appears when the last one is done.
+Finished widths go to a journal beside the file (``FILE.partial``), unfinished trainings to ``FILE.unfinished/``, so a build
+that was killed goes on where it stopped; the file itself appears when the last one is done.
 """
 
 import hashlib
 import json
 import os
+import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -21,6 +23,9 @@ from bcnet.config import Config
 from bcnet.errors import UserError, first_line
 from bcnet.experiment import Experiment
 from bcnet.files import write_text
+from bcnet.lines import append_line
+from bcnet.locks import locked
+from bcnet.processes import work_off
 from bcnet.progress import ProgressBar
 from bcnet.scoring.evaluate import evaluate
 from bcnet.space.widths import Widths
@@ -43,22 +48,37 @@ def build_truth(
         ray_address: spread the workers over a Ray cluster instead of this machine.
 
     Raises:
-        UserError: the file is there already, or its journal belongs to another build.
+        UserError: the file is there already, its journal belongs to another build, or another process is building it.
     """
-    if out.exists():
+    journal = out.with_name(out.name + ".partial")
+    if out.exists() and not journal.exists():
         raise UserError(f"{out} is there already; choose another --out, or look at it with: bcnet truth show {out}")
     experiment = Experiment(config)
-    journal = Journal(out.with_name(out.name + ".partial"), _identity(config, num_seeds))
+    with locked(out):
+        return _build(experiment, out, Journal(journal, _identity(config, num_seeds)), widths, num_seeds, workers, ray_address)
+
+
+def _build(
+    experiment: Experiment, out: Path, journal: "Journal", widths: Sequence[Widths], num_seeds: int, workers: int, ray_address: str | None
+) -> dict[str, Any]:
+    """Train what the journal has not, and write the file."""
     names = [experiment.space.encode(w) for w in widths]
     missing = [name for name in names if name not in journal.accuracies]
-    with ProgressBar(f"truth, {num_seeds} seeds each", len(names), len(names) - len(missing)) as bar, journal:
-        for number, (name, acc) in enumerate(_train_all(config, missing, num_seeds, workers, ray_address), start=1):
+    unfinished = out.with_name(out.name + ".unfinished")
+    label = f"truth, {num_seeds} seeds each"
+    with (
+        ProgressBar(label, len(names), len(names) - len(missing)) as bar,
+        closing(_train_all(experiment.config, missing, num_seeds, workers, ray_address, unfinished)) as trained,
+    ):
+        for number, (name, acc) in enumerate(trained, start=1):
             journal.add(name, acc)
+            shutil.rmtree(unfinished / name, ignore_errors=True)
             rate = bar.rate() * num_seeds * 60
             bar.update(len(names) - len(missing) + number, f"{rate:,.0f} networks/min")
     truth = {"meta": _meta(experiment, num_seeds)} | {name: _entry(experiment, name, journal.accuracies[name]) for name in names}
     lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in truth.items())
     write_text(out, "{\n" + ",\n".join(lines) + "\n}\n")  # a line per width, so that changes can be read
+    shutil.rmtree(unfinished, ignore_errors=True)
     journal.path.unlink()
     return truth
 
@@ -121,66 +141,85 @@ class Journal:
                 self.accuracies[entry["widths"]] = [float(a) for a in entry["acc"]]
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path}, line {number}: damaged; remove the line, its width will be trained again") from error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("r+b" if path.exists() else "wb") as file:
-            file.truncate(len(whole))
-            if not whole:
-                file.write(head)
-
-    def __enter__(self) -> "Journal":
-        self._file = self.path.open("ab")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+        if path.exists():
+            os.truncate(path, len(whole))
+        if not whole:
+            append_line(path, head.decode().rstrip())
 
     def add(self, name: str, acc: list[float]) -> None:
         """Keep the accuracies of one width."""
-        self._file.write(json.dumps({"widths": name, "acc": acc}).encode() + b"\n")
-        self._file.flush()
+        append_line(self.path, json.dumps({"widths": name, "acc": acc}))
         self.accuracies[name] = acc
 
 
 # The workers ----------------------------------------------------------------------------------------------------------
 
 
+class _Trainer:
+    """What a worker process does: train one width with all seeds.
+
+    Args:
+        config_json: the config.
+        num_seeds: networks per width.
+        threads: of this process.
+        folder: where an unfinished training is kept; unset: nowhere.
+    """
+
+    def __init__(self, config_json: str, num_seeds: int, threads: int, folder: Path | None) -> None:
+        torch.set_num_threads(threads)
+        self.experiment = Experiment(Config.model_validate_json(config_json))
+        self.test, self.num_seeds, self.folder = self.experiment.test, num_seeds, folder
+        self.identity = _identity(self.experiment.config, num_seeds)
+
+    def __call__(self, name: str) -> tuple[str, list[float]]:
+        """The width string and its accuracies in per cent."""
+        own = self.experiment
+        trained = own.train_width(
+            own.space.channels(own.space.decode(name)),
+            range(self.num_seeds),
+            checkpoint=None if self.folder is None else self.folder / name / "checkpoint.pt",
+            checkpoint_seconds=own.config.checkpoint_seconds,
+            identity=f"{self.identity} {name}",
+            keeps_end=False,
+        )
+        return name, [float(np.round(100 * evaluate(network, self.test)["accuracy"], 6)) for network in trained]
+
+
 def _train_all(
-    config: Config, names: Sequence[str], num_seeds: int, workers: int, ray_address: str | None
-) -> Iterator[tuple[str, list[float]]]:
-    """Train the widths, in any order of completion; processes here and Ray workers elsewhere share one interface."""
+    config: Config, names: Sequence[str], num_seeds: int, workers: int, ray_address: str | None, folder: Path
+) -> Generator[tuple[str, list[float]], None, None]:
+    """Train the widths, in any order of completion, on processes here or on Ray workers elsewhere."""
     if not names:
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
-    start = partial(_start_worker, config.model_dump_json(), num_seeds, threads)
-    if ray_address is not None:
-        try:
-            from ray.util.multiprocessing import Pool
-        except ImportError as error:
-            raise UserError("--ray wants the extra 'distributed': pip install 'bcnet[distributed]'") from error
-        try:
-            pool: Any = Pool(workers, initializer=start, ray_address=ray_address)
-        except (ConnectionError, ValueError) as error:
-            reason = first_line(error)
-            raise UserError(f"--ray {ray_address}: no Ray cluster there ({reason}); start one with: ray start --head") from error
+    start = partial(_Trainer, config.model_dump_json(), num_seeds, threads)
+    if ray_address is None:
+        with closing(work_off(partial(start, folder), names, workers)) as trained:
+            yield from trained
     else:
-        pool = torch.multiprocessing.get_context("spawn").Pool(workers, initializer=start)
-    with pool:
-        yield from pool.imap_unordered(_train_one, names, chunksize=1)
+        with _ray_pool(ray_address, workers, partial(_start_ray_worker, partial(start, None))) as pool:
+            yield from pool.imap_unordered(_train_on_ray, names, chunksize=1)
 
 
-_worker: dict[str, Any] = {}  # of a worker process: its experiment, number of seeds and test images
+def _ray_pool(address: str, workers: int, start: Callable[[], None]) -> Any:
+    try:
+        from ray.util.multiprocessing import Pool
+    except ImportError as error:
+        raise UserError("--ray wants the extra 'distributed': pip install 'bcnet[distributed]'") from error
+    try:
+        return Pool(workers, initializer=start, ray_address=address)
+    except (ConnectionError, ValueError) as error:
+        reason = first_line(error)
+        raise UserError(f"--ray {address}: no Ray cluster there ({reason}); start one with: ray start --head") from error
 
 
-def _start_worker(config_json: str, num_seeds: int, threads: int) -> None:
+_ray_worker: dict[str, _Trainer] = {}  # of a process that Ray started
+
+
+def _start_ray_worker(make: Callable[[], _Trainer]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    torch.set_num_threads(threads)
-    experiment = Experiment(Config.model_validate_json(config_json))
-    _worker.update(experiment=experiment, num_seeds=num_seeds, test=experiment.test)
+    _ray_worker["trainer"] = make()
 
 
-def _train_one(name: str) -> tuple[str, list[float]]:
-    """Train one width with all seeds; returns its name and accuracies in per cent."""
-    experiment: Experiment = _worker["experiment"]
-    channels = experiment.space.channels(experiment.space.decode(name))
-    trained = experiment.train_width(channels, range(_worker["num_seeds"]))
-    return name, [float(np.round(100 * evaluate(network, _worker["test"])["accuracy"], 6)) for network in trained]
+def _train_on_ray(name: str) -> tuple[str, list[float]]:
+    return _ray_worker["trainer"](name)

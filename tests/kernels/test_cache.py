@@ -1,9 +1,11 @@
 import hashlib
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,8 @@ def folder(tmp_path, monkeypatch, fresh):
     compiler.write_text(
         f"""#!/bin/sh
 echo "$*" >> {tmp_path}/log
-sleep ${{SECONDS_TO_COMPILE:-0}}
+sleep ${{SECONDS_TO_COMPILE:-0}} & echo $! > {tmp_path}/pid
+wait $!
 for made; do :; done  # the last argument
 exec c++ -shared -fPIC -x c++ /dev/null -o "$made"
 """
@@ -182,4 +185,18 @@ def test_a_compiler_killed_half_way_leaves_nothing_that_is_loaded(folder):
     process.wait()
     assert list(folder.glob("compiling-*"))
     assert load() is not None
+    assert not list(folder.glob("compiling-*"))
+
+
+def test_nothing_of_a_compiler_runs_on_when_it_is_interrupted(folder, tmp_path):
+    environment = os.environ | {"SECONDS_TO_COMPILE": "60"}
+    process = subprocess.Popen([sys.executable, "-c", LOAD], env=environment, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,stat="], capture_output=True, text=True, check=True).stdout
+    running = {line.split()[0] for line in listed.splitlines() if not line.split()[1].startswith("Z")}
+    assert (tmp_path / "pid").read_text().strip() not in running  # what the compiler itself had started
     assert not list(folder.glob("compiling-*"))

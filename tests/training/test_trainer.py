@@ -110,7 +110,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
             killed += 1
         process.communicate()
     assert killed >= 2
-    (tmp_path / "killed" / ".checkpoint.pt.half.tmp").write_bytes(b"what a kill inside a write leaves")
+    (tmp_path / "killed" / ".checkpoint.pt.half.bcnet.tmp").write_bytes(b"what a kill inside a write leaves")
     subprocess.run(command(tmp_path / "killed", "--resume", "checkpoint_seconds=0.05"), check=True, env=environment, capture_output=True)
     whole, resumed = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
     for part in ("model", "optimizer", "counts", "records"):
@@ -204,8 +204,17 @@ def test_weight_decay_can_spare_norms_and_biases():
 
 
 def two_processes(script, *arguments):
+    """Under torchrun, without kernels, which take a minute to compile where others want the machine, too; nobody outlives a time limit."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *map(str, arguments)]
-    return subprocess.run(launch, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "BCNET_KERNELS": "off"}
+    with subprocess.Popen(launch, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            out, err = process.communicate(timeout=240)
+        except BaseException:
+            process.terminate()  # torchrun then ends its processes
+            process.communicate(timeout=50)
+            raise
+    return subprocess.CompletedProcess(launch, process.returncode, out, err)
 
 
 def test_processes_stay_equal_on_different_images(tmp_path):

@@ -106,8 +106,7 @@ def test_a_killed_build_goes_on_and_ends_the_same(tmp_path):
 
 def test_a_journal_of_another_build_or_a_damaged_one_is_refused(tmp_path):
     path = tmp_path / "journal"
-    with Journal(path, "a") as journal:
-        journal.add("11", [50.0])
+    Journal(path, "a").add("11", [50.0])
     assert Journal(path, "a").accuracies == {"11": [50.0]}
     with pytest.raises(UserError, match="another config"):
         Journal(path, "b")
