@@ -26,3 +26,12 @@ class Interrupted(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for a message of one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shown(value: object) -> str:
+    """A value as it was given, for a message of one line: not more than its beginning."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list without end
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -5,7 +5,8 @@ import bcnet
 
 # A module imports only from the left of this chain, or from its own package.
 CHAIN = (
-    *("version", "errors", "formatting", "former", "seeds", "files", "plugins", "distributed", "machine", "progress", "config"),
+    *("version", "errors", "formatting", "former", "seeds", "trees", "files", "seals", "plugins", "distributed", "machine", "progress"),
+    *("tensors", "config"),
     *("data", "models", "space", "kernels", "supernet", "results", "latency", "training", "scoring", "search", "experiment", "run", "fit"),
     *("forecast", "truth", "dense", "report", "commands", "cli", "__main__"),
 )
