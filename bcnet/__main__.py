@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 
@@ -32,5 +33,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _forget_working_directory() -> None:
+    """Take away what ``python -m`` puts first: a file there must not stand in for an installed package."""
+    here = Path.cwd()
+    if sys.path and sys.path[0] == str(here) and not (here / "bcnet").is_dir():
+        del sys.path[0]
+
+
 if __name__ == "__main__":
+    _forget_working_directory()
     main()

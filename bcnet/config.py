@@ -6,7 +6,7 @@ settings of its own (the strategy, the search algorithm) is a `Named`: its setti
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -25,9 +25,8 @@ from pydantic import (
 from bcnet.errors import UserError, shown
 from bcnet.files import is_file, read_text, shipped
 from bcnet.former import FORMER_HINTS, FORMER_KEYS, FORMER_METRICS, read_former_config
-from bcnet.plugins import find_by_name
+from bcnet.plugins import find_by_name, named_code, refuse_untrusted
 from bcnet.trees import dump_yaml, numbers, parse_yaml
-
 
 MOST = 1_000_000  # of whatever is counted; more is a slip, and some of it would end the process
 
@@ -403,32 +402,41 @@ def complete(named: Named, shipped: Mapping[str, Any], where: str, kind: type[An
     return chosen, Named.model_validate({"name": named.name} | settings.model_dump(mode="json"))
 
 
-def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(name: str | Path, overrides: Sequence[str] = (), *, trust: bool | Collection[str] = False) -> Config:
     """Read a config file, its bases and the overrides.
 
     Args:
         name: a path, or the name of a shipped config such as ``digits/bcnetv2``.
         overrides: ``section.key=value``, the value in YAML.
+        trust: whether the files may name code from outside bcnet, or which code; what overrides name may always be run.
 
     Raises:
-        UserError: no such file, not YAML, an unknown key or a value of the wrong type.
+        UserError: no such file, not YAML, an unknown key, a value of the wrong type, or code that is not trusted.
     """
     path, strategy = find_config(name)
-    return validate_config(_read_with_overrides(path, overrides, strategy), str(path))
+    return validate_config(_read_with_overrides(path, overrides, trust, strategy), str(path))
 
 
-def load_as(schema: type[_SchemaType], name: str | Path, overrides: Sequence[str] = ()) -> _SchemaType:
+def load_as(
+    schema: type[_SchemaType], name: str | Path, overrides: Sequence[str] = (), *, trust: bool | Collection[str] = False
+) -> _SchemaType:
     """Read a config file of another schema than `Config`; arguments and mistakes as in `load_config`."""
     path, _ = find_config(name)
-    return _validate(schema, _read_with_overrides(path, overrides), str(path))
+    return _validate(schema, _read_with_overrides(path, overrides, trust), str(path))
 
 
-def _read_with_overrides(path: Path, overrides: Sequence[str], strategy: str | None = None) -> dict[str, Any]:
+def _read_with_overrides(
+    path: Path, overrides: Sequence[str], trust: bool | Collection[str], strategy: str | None = None
+) -> dict[str, Any]:
     tree = _read_tree(path, ())
     if strategy:
         _set(tree, "train.strategy", strategy)
+    asked: dict[str, Any] = {}
     for override in overrides:
         apply_override(tree, override)
+        apply_override(asked, override)
+    own = [name for _, name in named_code(asked)]
+    refuse_untrusted(named_code(tree), path, trust is True or [*(trust or ()), *own])
     return tree
 
 

@@ -26,6 +26,7 @@ from bcnet.files import read_json, write_json, write_text
 from bcnet.latency.timing import measure_networks
 from bcnet.machine import device_name
 from bcnet.models.factory import build_model
+from bcnet.plugins import named_code
 from bcnet.results import (
     BudgetRecord,
     EvaluatedWidths,
@@ -76,7 +77,7 @@ class Run:
         """
         written = folder / "config.yaml"
         if resume and written.exists():  # as it was begun, also by versions that knew no default
-            before = load_config(written).space.divisor
+            before = load_config(written, trust=True).space.divisor  # of which nothing is run
             config = with_divisor(config, before) if before else config
         else:
             config = with_divisor(config)
@@ -86,7 +87,8 @@ class Run:
         if written.exists():
             if not resume:
                 raise UserError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
-            _refuse_changes(folder, Experiment(load_config(written)).config, run.config)
+            trusted = [name for _, name in named_code(config.model_dump())]
+            _refuse_changes(folder, Experiment(load_config(written, trust=trusted)).config, run.config)
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
         weights = _weights_hash(config)
@@ -97,22 +99,24 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, folder: Path, overrides: Sequence[str] = ()) -> "Run":
+    def open(cls, folder: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> "Run":
         """Open a run that was trained.
 
         Args:
             folder: the directory.
             overrides: other settings, such as ``score.metric=cross_entropy`` or ``device=cpu``.
+            trust: whether the code may be run that its config names, if there is any from outside bcnet.
 
         Raises:
-            UserError: not a run, or an override of what the supernet was trained with.
+            UserError: not a run, an override of what the supernet was trained with, or code that is not trusted.
         """
         written = folder / "config.yaml"
         if not written.is_file():
             raise UserError(f"{folder}: not a run directory (no config.yaml in it); train first: bcnet train CONFIG --out {folder}")
-        experiment = Experiment(load_config(written, overrides))
+        experiment = Experiment(load_config(written, overrides, trust=trust))
         if overrides:
-            _refuse_changes(folder, Experiment(load_config(written)).config, experiment.config)
+            trusted = trust or [name for _, name in named_code(experiment.config.model_dump())]
+            _refuse_changes(folder, Experiment(load_config(written, trust=trusted)).config, experiment.config)
         return cls(folder, experiment)
 
     @property

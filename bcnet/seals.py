@@ -98,7 +98,7 @@ def read_sealed(tree: Any) -> Any:
         return tree
     rest = {key: value for key, value in tree.items() if key != KEY}
     if tree[KEY] != _of_tree(rest):
-        raise ValueError(f"damaged, or changed since it was written: {KEY!r} is not that of its contents")
+        raise ValueError(f"damaged: its contents are not those that {KEY!r} was made of (whoever changed them takes that entry out)")
     return rest
 
 

@@ -148,7 +148,9 @@ class _Dumper(yaml.SafeDumper):
 _CHANGED = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
 _Loader.yaml_implicit_resolvers = {
     first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in _CHANGED and (tag != "tag:yaml.org,2002:bool" or first in ("t", "T", "f", "F"))
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in _CHANGED and (tag != "tag:yaml.org,2002:bool" or first in ("t", "T", "f", "F"))
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }

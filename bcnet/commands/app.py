@@ -40,6 +40,7 @@ TruthOption = Annotated[
     str,
     typer.Option(metavar="FILE", help="Results_MobileNet.json, a CSV of widths and accuracy; or channel_bench_digits, which is built in."),
 ]
+Trust = Annotated[bool, typer.Option("--trust", help="Run the code that a config, run or list names, from outside bcnet.")]
 Say = Callable[..., None]
 
 
@@ -75,11 +76,11 @@ def runtime(device: str = "auto") -> Iterator[Say]:
 
 
 @contextmanager
-def opened(folder: Path, overrides: Sequence[str] | None) -> "Iterator[tuple[Run, Say]]":
+def opened(folder: Path, overrides: Sequence[str] | None, trust: bool) -> "Iterator[tuple[Run, Say]]":
     """A trained run, in a prepared process."""
     from bcnet.run import Run
 
-    run = Run.open(folder, overrides or ())
+    run = Run.open(folder, overrides or (), trust=trust)
     with runtime(run.config.device) as say:
         trainer = run.trained
         if trainer.step < trainer.total_steps:

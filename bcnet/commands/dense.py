@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import Overrides, Say, app, console, runtime
+from bcnet.commands.app import Overrides, Say, Trust, app, console, runtime
 from bcnet.commands.latency import Amp
 from bcnet.commands.models import read_shape
 from bcnet.commands.networks import read_seeds
@@ -51,7 +51,7 @@ def _shape(config: "DenseConfig", text: str | None, classes: int | None) -> tupl
 
 
 @dense_app.command()
-def space(config: ConfigName, overrides: Overrides = None, input: Input = None, num_classes: Classes = None) -> None:
+def space(config: ConfigName, overrides: Overrides = None, input: Input = None, num_classes: Classes = None, trust: Trust = False) -> None:
     """The blocks and edges of a grid, how many paths it has, and what its networks cost."""
     from bcnet.config import load_as
     from bcnet.dense.config import DenseConfig
@@ -59,7 +59,7 @@ def space(config: ConfigName, overrides: Overrides = None, input: Input = None, 
     from bcnet.dense.grid import Grid
     from bcnet.dense.latency import read_latency
 
-    settings = load_as(DenseConfig, config, overrides or ())
+    settings = load_as(DenseConfig, config, overrides or (), trust=trust)
     grid = Grid(settings.grid)
     shape, classes = _shape(settings, input, num_classes)
     table = settings.cost.latency
@@ -104,7 +104,7 @@ def cost(
     blocks = read_net_config(text, where)
     row: dict[str, float] = dict(count_network(blocks, read_shape(input, ""), num_classes, stem_stride))
     if latency is not None:
-        table = Grid(load_as(DenseConfig, grid).grid)
+        table = Grid(load_as(DenseConfig, grid, trust=True).grid)
         row["latency"] = read_latency(latency, table).of(table.find(blocks))
     if as_json:
         sys.stdout.write(json.dumps(row) + "\n")
@@ -135,6 +135,7 @@ def latency(
     amp: Annotated[Amp, typer.Option(help="bf16 autocast.")] = Amp.off,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for every operation; more is more precise.")] = 0.3,
     repeats: Annotated[int | None, typer.Option(min=1, help="Passes of each instead.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Measure every operation of a grid on this device, as a table that cost.latency takes."""
     if out.suffix != ".json" or out.is_dir():
@@ -148,7 +149,7 @@ def latency(
     from bcnet.dense.latency import measure_grid, read_latency
     from bcnet.machine import resolve_device
 
-    settings = load_as(DenseConfig, config, overrides or ())
+    settings = load_as(DenseConfig, config, overrides or (), trust=trust)
     grid, (shape, classes) = Grid(settings.grid), _shape(settings, input, num_classes)
     grid.map_sizes(shape)
     place = resolve_device(device)
@@ -172,12 +173,13 @@ def train(
     budget: BudgetText = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run directory.  [default: runs/CONFIG]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Search a grid: train its super network and architecture, and derive a network that keeps the budget."""
     from bcnet.config import load_as
     from bcnet.dense.config import DenseConfig
 
-    settings = load_as(DenseConfig, config, [*(overrides or ()), *([f"cost.budget={json.dumps(budget)}"] if budget else [])])
+    settings = load_as(DenseConfig, config, [*(overrides or ()), *([f"cost.budget={json.dumps(budget)}"] if budget else [])], trust=trust)
     folder = out or Path("runs") / "-".join(Path(config).with_suffix("").parts[-2:])
     with runtime(settings.device) as say:
         from bcnet.dense.run import DenseRun
@@ -220,11 +222,11 @@ def _found_lines(run: "DenseRun", record: "DenseRecord") -> list[str]:
 
 
 @dense_app.command()
-def derive(folder: DenseFolder, overrides: Overrides = None, budget: BudgetText = None) -> None:
+def derive(folder: DenseFolder, overrides: Overrides = None, budget: BudgetText = None, trust: Trust = False) -> None:
     """Take the best network from a search, within its budget or another one; writes net_config, JSON, network and page."""
     from bcnet.dense.run import DenseRun
 
-    run = DenseRun.open(folder, overrides or ())
+    run = DenseRun.open(folder, overrides or (), trust=trust)
     with runtime(run.config.device) as say:
         searched = run.searched
         if searched.step < searched.total_steps:
@@ -239,6 +241,7 @@ def refine(
     folder: DenseFolder,
     overrides: Overrides = None,
     budget: BudgetText = None,
+    trust: Trust = False,
 ) -> None:
     """Search the widths of the network that was found, at the cost that it has: trains a width supernet in RUN/refined."""
     from bcnet.commands.app import finish
@@ -248,8 +251,8 @@ def refine(
     from bcnet.experiment import Experiment, with_divisor
     from bcnet.run import Run
 
-    found = DenseRun.open(folder).record().best
-    settings = load_config(folder / "refine.yaml", overrides or ())
+    found = DenseRun.open(folder, trust=trust).record().best
+    settings = load_config(folder / "refine.yaml", overrides or (), trust=trust)
     text = budget or f"flops={int(found.costs['flops'])}"
     with runtime(settings.device) as say:
         Experiment(with_divisor(settings)).parse_budgets([text])  # before anything is written
@@ -270,13 +273,14 @@ def retrain(
         list[str] | None,
         typer.Option("--net", metavar="NAME=NET", help="Train another network too: a net_config, or a file with one; repeatable."),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Train the network that was found from scratch over several seeds, and others beside it."""
     from bcnet.dense.run import DenseRun
     from bcnet.models.net_config import read_net_config
     from bcnet.report.dense_page import write_dense_page
 
-    run = DenseRun.open(folder, overrides or ())
+    run = DenseRun.open(folder, overrides or (), trust=trust)
     wanted = {"found": run.found()[1]}
     for entry in net or ():
         name, equals, value = entry.partition("=")

@@ -59,7 +59,7 @@ class DenseRun:
         if written.exists():
             if not resume:
                 raise UserError(f"{folder} already holds a run; add --resume to continue it, or choose another --out")
-            _refuse_changes(folder, load_as(DenseConfig, written), config)
+            _refuse_changes(folder, load_as(DenseConfig, written, trust=True), config)  # nothing of it is run
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
         run.trainer  # noqa: B018  what cannot be searched (budget, data, grid) is refused before anything is written
@@ -68,12 +68,13 @@ class DenseRun:
         return run
 
     @classmethod
-    def open(cls, folder: Path, overrides: Sequence[str] = ()) -> "DenseRun":
+    def open(cls, folder: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> "DenseRun":
         """Open a run that was searched.
 
         Args:
             folder: the directory.
             overrides: other settings of derivation and retraining.
+            trust: as of `bcnet.run.Run.open`.
 
         Raises:
             UserError: not a run of a grid, or an override of what was searched with.
@@ -81,9 +82,9 @@ class DenseRun:
         written = folder / "config.yaml"
         if not written.is_file():
             raise UserError(f"{folder}: not a run directory (no config.yaml in it); search first: bcnet dense train CONFIG --out {folder}")
-        config = load_as(DenseConfig, written, overrides)
+        config = load_as(DenseConfig, written, overrides, trust=trust)
         if overrides:
-            _refuse_changes(folder, load_as(DenseConfig, written), config)
+            _refuse_changes(folder, load_as(DenseConfig, written, trust=True), config)
         return cls(folder, DenseExperiment(config))
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 from bcnet.files import write_text
 from bcnet.results import Speed
 from bcnet.supernet.export import ONNX, PROGRAM
-from bcnet.supernet.extract import CARD, DESCRIPTION, WEIGHTS
+from bcnet.supernet.extract import CARD, DESCRIPTION, WEIGHTS, trust_argument
 
 _USES = {
     PROGRAM: """## With PyTorch alone
@@ -31,7 +31,7 @@ session = onnxruntime.InferenceSession("network.onnx")
 ```python
 from pathlib import Path
 import bcnet
-network, description = bcnet.load_network(Path("."))
+network, description = bcnet.load_network(Path("."){TRUST})
 ```
 """,
 }
@@ -64,7 +64,7 @@ def write_model_card(folder: Path, description: Mapping[str, Any]) -> Path:
         "",
         "The weights are those of the supernet, with batch norm statistics of this network; `bcnet retrain` trains it alone.",
         "",
-        *(_USES[name] for name in (PROGRAM, ONNX, WEIGHTS) if name in here),
+        *(_USES[name].replace("{TRUST}", trust_argument(description)) for name in (PROGRAM, ONNX, WEIGHTS) if name in here),
         "## Files",
         "",
         *(f"* `{name}`: {_FILES[name]}" for name in here),
