@@ -346,7 +346,7 @@ class BaseConfig(Section):
     """CPU threads; unset: as many as torch likes. Small networks want 1: more threads only wait for each other."""
     amp: Literal["auto", "bf16", "off"] = "auto"
     """bf16 autocast; ``auto``: where the hardware computes in bf16."""
-    checkpoint_seconds: float = Field(60.0, gt=0, le=MOST)
+    checkpoint_seconds: float = Field(60.0, gt=0, le=1e9)
     """Longest time between two checkpoints."""
     data: DataConfig = DataConfig()
 

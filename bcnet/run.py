@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import distributed as dist
 from torch import nn
 
-from bcnet.config import Config, differing_keys, dump_config, load_config
+from bcnet.config import Config, differing_keys, dump_config, load_config, read_yaml
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment, with_divisor
@@ -52,6 +51,7 @@ from bcnet.supernet.calibrate import calibrate
 from bcnet.supernet.extract import save_network
 from bcnet.supernet.supernet import Supernet
 from bcnet.training.trainer import Trainer
+from bcnet.trees import dump_yaml, parse_yaml
 
 # Sections that decide what the supernet is; the others may be changed for each command on a run.
 _FIXED_SECTIONS = ("seed", "data", "model", "space", "train")
@@ -145,7 +145,7 @@ class Run:
     def identity(self) -> str:
         """What ties a checkpoint to the settings it was trained with: a hash of those settings as ``config.yaml`` holds them."""
         written = self.folder / "config.yaml"
-        tree = yaml.safe_load(written.read_text(encoding="utf-8") if written.exists() else dump_config(self.config))
+        tree = read_yaml(written) if written.exists() else parse_yaml(dump_config(self.config))
         return hashlib.sha256(json.dumps({key: tree[key] for key in _FIXED_SECTIONS}, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -281,8 +281,7 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """Where the run was made."""
-        file = self.folder / "environment.json"
-        return dict(read_json(file, "the environment of a run")) if file.is_file() else {}
+        return _environment(self.folder)
 
     def _record(self, name: str, kind: type[R], what: str) -> R | None:
         file = self.folder / name
@@ -476,11 +475,11 @@ class Run:
 
 def _dump(config: Config, written: Path) -> str:
     """The text of ``config.yaml``; what decides the supernet stays as a file there has it, for the run's identity is made from that."""
-    tree = yaml.safe_load(dump_config(config))
+    tree = config.model_dump(mode="json")
     if written.exists():
-        before = yaml.safe_load(written.read_text(encoding="utf-8"))
+        before = read_yaml(written)
         tree |= {key: before[key] for key in _FIXED_SECTIONS if key in before}
-    return yaml.safe_dump(tree, sort_keys=False)
+    return dump_yaml(tree)
 
 
 def _weights_hash(config: Config) -> dict[str, str]:
@@ -490,10 +489,17 @@ def _weights_hash(config: Config) -> dict[str, str]:
 
 
 def _refuse_other_weights(folder: Path, weights: dict[str, str]) -> None:
-    file = folder / "environment.json"
-    known = read_json(file, "the environment of a run") if file.is_file() else {}
+    known = _environment(folder) if weights else {}
     if any(known.get(key, value) != value for key, value in weights.items()):
         raise UserError(f"{folder}: model.weights is another file than when the run was begun; give that one, or choose another --out")
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    file = folder / "environment.json"
+    known = read_json(file, "the environment of a run") if file.is_file() else {}
+    if not isinstance(known, dict):
+        raise UserError(f"{file}: not the environment of a run, which is an object")
+    return known
 
 
 def _refuse_changes(folder: Path, trained: Config, asked: Config) -> None:

@@ -34,7 +34,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
             f"{path}: damaged, or holds Python objects, which could run code and are not loaded; save model.state_dict() alone"
         ) from error
     except Exception as error:  # of a file that is damaged on purpose, any
-        raise UserError(f"{path}: damaged or not a file of tensors ({first_line(error)})") from error
+        raise UserError(f"{path}: damaged or not a file of tensors ({first_line(error).split('. ')[0]})") from error
 
 
 def _check_archive(path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from pydantic import BaseModel
 
 from bcnet.commands.app import Overrides, app, console
+from bcnet.trees import dump_yaml
 
 WIDTH = 120
 
@@ -57,5 +57,5 @@ def _documented(section: BaseModel, indent: str) -> Iterator[str]:
             yield f"{indent}{key}:"
             yield from _documented(value, f"{indent}  ")
         else:
-            written = yaml.safe_dump(plain[key], sort_keys=False, width=10**6, default_flow_style=True)
+            written = dump_yaml(plain[key], width=10**6, default_flow_style=True)
             yield f"{indent}{key}: {written.removesuffix('...' + chr(10)).strip()}"

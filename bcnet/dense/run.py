@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from bcnet.config import differing_keys, dump_config, load_as
@@ -31,6 +30,7 @@ from bcnet.results import BudgetRecord, RetrainedNetwork, read_record
 from bcnet.scoring.evaluate import evaluate
 from bcnet.space.cost import Budget
 from bcnet.supernet.extract import save_network
+from bcnet.trees import dump_yaml
 
 _FIXED_SECTIONS = ("seed", "data", "grid", "weights", "architecture", "cost")
 _WHAT = "the result of a search of a grid"
@@ -172,7 +172,7 @@ class DenseRun:
         limit = budget.cost if budget and budget.cost == "params" else "flops"
         lines = f"# The width search of the network that was found: bcnet dense refine {self.folder.name}\n"
         lines += f"# At the same cost as before: --budget {limit}={int(record.best.costs[limit])}\n"
-        write_text(self.folder / "refine.yaml", lines + yaml.safe_dump(self._refinement(net), sort_keys=False))
+        write_text(self.folder / "refine.yaml", lines + dump_yaml(self._refinement(net)))
         record.write(self.folder / "search.json")
 
     def _describe(self, net: NetConfig) -> dict[str, Any]:

@@ -52,9 +52,9 @@ class ScoreCache:
 def _read(line: bytes) -> tuple[str, dict[str, Evaluation]]:
     """Widths and what was measured on each side, all of it finite."""
     entry = read_line(line)
-    sides: dict[str, Evaluation] = {
-        side: {str(name): float(value) for name, value in entry[side].items()} for side in SIDES if side in entry
-    }
+    sides: dict[str, Evaluation] = {side: {} for side in SIDES if side in entry}
+    for side, values in sides.items():
+        values.update({str(name): float(value) for name, value in entry[side].items()})
     if not isinstance(entry["widths"], str) or not all(isfinite(value) for one in sides.values() for value in one.values()):
         raise ValueError(line)
     return entry["widths"], sides
