@@ -93,9 +93,12 @@ class Run:
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
         weights = _weights_hash(config)
         _refuse_other_weights(folder, weights)
+        if resume:
+            _refuse_other_classes(folder, run.experiment.data.classes)
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
         write_text(written, _dump(run.config, written))
-        write_json(folder / "environment.json", {"seed": config.seed} | weights | run.experiment.environment())
+        made_of = {"seed": config.seed, "classes": list(run.experiment.data.classes)} | weights
+        write_json(folder / "environment.json", made_of | run.experiment.environment())
         return run
 
     @classmethod
@@ -172,6 +175,7 @@ class Run:
         """
         if not self.trainer.resume():
             raise UserError(f"{self.checkpoint}: no such checkpoint; train first (bcnet train CONFIG --out {self.folder})")
+        _refuse_other_classes(self.folder, self.experiment.data.classes)
         return self.trainer
 
     def describe(self) -> dict[str, Any]:
@@ -492,6 +496,15 @@ def _refuse_other_weights(folder: Path, weights: dict[str, str]) -> None:
     known = _environment(folder) if weights else {}
     if any(known.get(key, value) != value for key, value in weights.items()):
         raise UserError(f"{folder}: model.weights is another file than when the run was begun; give that one, or choose another --out")
+
+
+def _refuse_other_classes(folder: Path, classes: Sequence[str]) -> None:
+    try:
+        known = _environment(folder).get("classes", list(classes))
+    except UserError:  # damaged: it is no part of the training
+        return
+    if known != list(classes):
+        raise UserError(f"{folder}: was trained with other classes than the images of {len(classes)} classes that are there now")
 
 
 def _environment(folder: Path) -> dict[str, Any]:

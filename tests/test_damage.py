@@ -3,14 +3,22 @@
 import json
 import os
 import shutil
+import struct
+import zlib
+from html.parser import HTMLParser
 
 import pytest
 import torch
+from PIL import Image
 
-from bcnet.config import load_config
+from bcnet.config import DataConfig, load_config
+from bcnet.data.folder import open_image
+from bcnet.data.sources import load_source
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment
+from bcnet.files import cache_folder
 from bcnet.latency.table import LatencyCheck
+from bcnet.report.page import Page, details, picture, table, text
 from bcnet.results import RetrainRecord, SearchRecord, read_record
 from bcnet.run import Run
 from bcnet.scoring.cache import ScoreCache
@@ -140,11 +148,11 @@ def test_a_changed_record_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text",
+    "content",
     ["", "[]", '{"found": 3}', '{"found": {"channels": [1], "acc": [], "seeds": [], "flops": 1, "params": 1}}', "[" * 2000, '{"a": NaN}'],
 )
-def test_a_record_of_another_form_is_refused(tmp_path, text):
-    (tmp_path / "record.json").write_text(text)
+def test_a_record_of_another_form_is_refused(tmp_path, content):
+    (tmp_path / "record.json").write_text(content)
     for kind in (RetrainRecord, SearchRecord):
         with pytest.raises(UserError, match=r"record\.json"):
             read_record(tmp_path / "record.json", kind, "a record")
@@ -192,12 +200,13 @@ def test_a_run_with_weights_that_are_not_finite_gives_no_score_and_no_network(bc
 
 def test_scores_that_are_not_finite_stop_the_scorer(run):
     """Finite weights, but so large that activations are not."""
+    supernet = run.supernet
     with torch.no_grad():
-        for parameter in run.supernet.parameters():
+        for parameter in supernet.parameters():
             parameter.mul_(1e30)
-    with pytest.raises(UserError, match="not finite|is nan|is inf"):
+    with pytest.raises(UserError, match=r"not finite|is nan|is inf"):
         run.scorer.score((1, 2, 3, 4, 1))
-    with pytest.raises(UserError, match="not finite|is nan|is inf"):
+    with pytest.raises(UserError, match=r"not finite|is nan|is inf"):
         run.extract((1, 2, 3, 4, 1), run.folder / "network")
 
 
@@ -224,7 +233,7 @@ def test_scores_that_are_not_finite_stop_the_scorer(run):
         ("data.pad=30000", "data.pad"),
         ("seed=99999999999999999999", "64 bits"),
         ("model.args={x: [.nan]}", "model.args.x.0"),
-        ("train.warmup_epochs=21", "warmup_epochs is 21 and epochs is"),
+        ("train.warmup_epochs=1000", "warmup_epochs is 1000 and epochs is"),
         ("model.name=':b'", "model ':b' is not package.module:name"),
         ("model.name=..:x", "is not package.module:name"),
         ("model.name=.x:y", "is not package.module:name"),
@@ -254,7 +263,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (f"model: {{args: {{x: {'[' * 2000}}}}}", "nested deeper"),
         ("train: {epochs: 1}\ntrain: {lr: 1}", "'train' stands there twice"),
         ("train: {epochs: 1, epochs: 2}", "'epochs' stands there twice"),
-        (f"model:\n  args:\n{''.join(f'    {line}' + chr(10) for line in BOMB.splitlines())}", "more than 100,000 values"),
+        ("\n    ".join(["model:\n  args:", *BOMB]), "more than 100,000 values"),
         ("model: {args: &a {x: *a}}", "inside what it stands for"),
         ("seed: 2001-99-99", "seed: '2001-99-99' is wrong"),
         ("model: !!python/object/apply:os.system [touch ran]", "not a YAML file"),
@@ -357,3 +366,124 @@ def test_a_pipe_is_no_file(bcnet, trained_folder, tmp_path):
         ScoreCache(tmp_path / "pipe")
     with pytest.raises(UserError, match="not a regular file"):
         Journal(tmp_path / "pipe", "a", 1)
+
+
+# Folders of images ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A tiny data set."""
+    for part in ("train", "test"):
+        for number, name in enumerate(("one", "two")):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for index in range(3):
+                Image.new("RGB", (8, 8), (80 * number, 20 * index, 100)).save(tmp_path / "data" / part / name / f"{index}.png")
+    return tmp_path / "data"
+
+
+def source(root):
+    return load_source(DataConfig(source="imagefolder", root=root))
+
+
+def test_links_that_lead_nowhere_and_pipes_among_images_are_refused(images):
+    path = images / "train" / "one" / "odd.png"
+    for make in (lambda: path.symlink_to("gone.png"), lambda: path.symlink_to(path), lambda: os.mkfifo(path), path.mkdir):
+        make()
+        with pytest.raises(UserError, match=r"odd\.png: no regular file"):
+            source(images)
+        path.rmdir() if path.is_dir() else path.unlink()
+    (images / "train" / "loop").symlink_to(images / "train" / "loop")
+    assert source(images).classes == ("one", "two")
+    path.symlink_to(images / "train" / "one" / "0.png")
+    assert len(source(images).train) == 7
+
+
+def test_names_of_other_alphabets_are_read_and_those_of_none_refused(images):
+    strange = os.fsdecode("b\xff.png".encode("latin-1"))
+    shutil.copy(images / "train" / "one" / "0.png", images / "train" / "one" / strange)
+    for part in ("train", "test"):
+        (images / part / "two").rename(images / part / "зебра и окапи")
+    assert source(images).classes == ("one", "зебра и окапи")
+    assert len(source(images).train) == 7
+    (images / "train" / "a\nb").mkdir()
+    with pytest.raises(UserError, match="cannot be printed"):
+        source(images)
+
+
+def test_pictures_that_are_none_are_refused_in_one_line(images, recwarn):
+    path = images / "train" / "one" / "0.png"
+    whole = path.read_bytes()
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    for content in (b"", b"no picture", whole[:50], whole[:40], postscript):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"0\.png: cannot be decoded"):
+            open_image(path)
+    for size in ((12_000, 12_000), (100_000, 1_000), (100_000, 100_000)):
+        header = struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0)
+        path.write_bytes(
+            whole[:8] + struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + whole[33:]
+        )
+        with pytest.raises(UserError, match=r"0\.png: has too many pixels"):
+            open_image(path)
+    assert not recwarn.list
+
+
+def test_a_damaged_image_cache_is_made_anew(images, capsys):
+    before = source(images).train.images.clone()
+    cached = max(cache_folder().glob("images-*.npy"), key=lambda path: path.stat().st_mtime_ns)
+    whole = cached.read_bytes()
+    for content in (
+        whole[:-100],
+        b"text",
+        whole.replace(b"(6, 3, 8, 8)", b"(6, 3, 4, 8)"),
+        bytes(len(whole)),
+        whole[:200] + bytes(len(whole) - 200),
+    ):
+        for one in cache_folder().glob("images-*.npy"):
+            one.write_bytes(content)
+        assert torch.equal(source(images).train.images, before)
+    assert "decoded again" in capsys.readouterr().err
+
+
+def test_a_run_with_other_classes_is_not_continued(bcnet, images, tmp_path):
+    settings = (f"data.root={images}", "data.source=imagefolder", "data.num_val=2", "train.batch_size=4", "train.epochs=1")
+    settings += ("model.name=channel_bench/mobilenet", "model.args={channels: [4, 8, 8, 8, 4, 8, 8]}")
+    assert bcnet("train", "digits/bcnetv2", *settings, "--out", tmp_path / "run")[0] == 0
+    for part in ("train", "test"):
+        (images / part / "two").rename(images / part / "three")
+    for command in (
+        ("train", "digits/bcnetv2", *settings, "--out", tmp_path / "run", "--resume"),
+        ("score", tmp_path / "run", "--widths", "1111111"),
+    ):
+        code, _, err = bcnet(*command)
+        assert (code, "with other classes" in err) == (2, True)
+
+
+# Pages ----------------------------------------------------------------------------------------------------------------
+
+SCRIPT = "<script>document.title='ran'</script>\"'&<img src=x onerror=alert(1)>"
+
+
+def test_hostile_names_stay_words_on_a_page(tmp_path):
+    page = Page(SCRIPT, SCRIPT)
+    page.section(SCRIPT, text(SCRIPT), table((SCRIPT,), [(SCRIPT,)]), details(SCRIPT, SCRIPT))
+    page.write(tmp_path / "page.html")
+    (tmp_path / "x.png").write_bytes(b"")
+    assert "<script" not in picture(tmp_path / "x.png", SCRIPT)
+    found = Tags()
+    found.feed((tmp_path / "page.html").read_text())
+    assert not {"script", "img"} & set(found.tags)
+    assert "".join(found.words).count(SCRIPT) == 9
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.words = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.words.append(data)

@@ -10,7 +10,7 @@ from bcnet.errors import UserError
 from bcnet.files import is_file, read_text
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")  # none that runs a program, whatever a file is called
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")  # none that runs a program, whatever a file is called
 _ANNOTATIONS = "val_annotations.txt"
 
 
@@ -61,16 +61,15 @@ def open_image(path: Path) -> Any:
     """
     from PIL import Image
 
+    Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # of odd metadata
-            with Image.open(path, formats=_FORMATS) as file:
+            with Image.open(path, formats=[one for one in _FORMATS if one in Image.OPEN]) as file:
                 return file.convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path}: has more pixels than any photograph ({Image.MAX_IMAGE_PIXELS:,} is the most); scale or remove it"
-        ) from error
+        raise UserError(f"{path}: has too many pixels ({Image.MAX_IMAGE_PIXELS:,} is the most); scale or remove it") from error
     except Exception as error:  # what a decoder raises for a damaged file is anybody's guess
         raise UserError(f"{path}: cannot be decoded as an image ({type(error).__name__}); replace or remove the file") from error
 
@@ -78,12 +77,10 @@ def open_image(path: Path) -> Any:
 def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; imagefolder wants train/ and test/ (or val/) with one folder per class")
-    names = tuple(sorted(entry.name for entry in _entries(folder) if entry.is_dir()))
+    names = tuple(sorted(entry.name for entry in _entries(folder) if Path(entry.path).is_dir()))
     for name in names:
         if not name.isprintable():
-            raise UserError(
-                f"{folder}: the class folder {name!r} has a name that cannot be printed (a line break, or not UTF-8); rename it"
-            )
+            raise UserError(f"{folder}: the class folder {name!r} has a name that cannot be printed (line breaks, not UTF-8); rename it")
     if not names:
         raise UserError(f"{folder}: no class folders in it; imagefolder wants {folder}/CLASS/*.jpg")
     return names
@@ -105,7 +102,7 @@ def _images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     images = [entry for entry in _entries(folder) if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
-    odd = next((entry.name for entry in images if not entry.is_file()), None)
+    odd = next((entry.name for entry in images if not (entry.is_file(follow_symlinks=False) or is_file(Path(entry.path)))), None)
     if odd is not None:
         raise UserError(f"{folder / odd}: no regular file, nor a link to one; replace or remove it")
     return sorted(Path(entry.path) for entry in images)
