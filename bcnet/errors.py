@@ -1,11 +1,16 @@
 """The two exceptions that the command line knows, and how an error becomes one line."""
 
+MOST = 1500  # characters of a message
+
 
 class UserError(ValueError):
     """A mistake in what was asked for: the message says what, where, and what would be right, in one line.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. What was asked for stands in it, if it is not too long.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= MOST else f"{message[: MOST // 2]} ... {message[-MOST // 2 :]}")
 
 
 class Interrupted(Exception):

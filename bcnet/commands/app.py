@@ -110,8 +110,10 @@ def read_named_widths(text: str, space: "Space") -> "dict[str, Widths]":
     Raises:
         UserError: see `_read_widths`.
     """
+    from bcnet.files import is_file
+
     path = Path(text)
-    if ":" not in text and path.is_file():
+    if ":" not in text and is_file(path):
         return _read_widths_file(path, space)
     widths = _read_widths(text, space)
     return {text: widths[0]} if _is_resnet20_list(text, space) else {space.encode(one): one for one in widths}
@@ -183,10 +185,9 @@ def _is_resnet20_list(text: str, space: "Space") -> bool:
 
 
 def _read_widths_file(path: Path, space: "Space") -> "dict[str, Widths]":
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--widths {path}: not a text file with one width string per line") from error
+    from bcnet.files import read_text
+
+    lines = [line.strip() for line in read_text(path, "a width string a line").splitlines()]
     widths: dict[str, Widths] = {}
     for number, line in enumerate(lines, start=1):
         if line and not line.startswith("#"):

@@ -116,10 +116,9 @@ def cost(
 def _net_text(net: str) -> tuple[str, str]:
     if net.lstrip().startswith("["):
         return net, "net_config"
-    try:
-        return Path(net).read_text(encoding="utf-8"), net
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{net}: neither a net_config, which begins with [[, nor a text file with one") from error
+    from bcnet.files import read_text
+
+    return read_text(Path(net), "a net_config, which begins with [[, or a text file with one"), net
 
 
 @dense_app.command()
