@@ -1,5 +1,7 @@
 """Writing files so that each is either whole or absent, and reading them without trusting them."""
 
+import csv
+import io
 import json
 import os
 import tempfile
@@ -114,6 +116,15 @@ def read_bytes(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected {what}") from error
+
+
+def read_table(path: Path, what: str) -> list[list[str]]:
+    """The rows of a CSV file; raises as `read_text` does, and for what is no CSV."""
+    text = read_text(path, what)
+    try:
+        return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file ({error}); expected {what}") from error
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -26,7 +26,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,7 +42,7 @@ from bcnet.commands.app import read_named_widths
 from bcnet.commands.models import read_choices, read_shape
 from bcnet.commands.networks import read_seeds
 from bcnet.config import load_as, load_config
-from bcnet.data.folder import open_image
+from bcnet.data.folder import find_images, open_image
 from bcnet.dense.config import DenseConfig
 from bcnet.errors import UserError
 from bcnet.files import read_json
@@ -66,7 +66,9 @@ from bcnet.seals import check_seal, seal, sealed_line, sealed_record
 from bcnet.space.channel_lists import read_channels
 from bcnet.supernet.extract import WEIGHTS, load_network, save_network
 from bcnet.supernet.proof import trace
+from bcnet.supernet.survey import look_at, read_survey
 from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
+from bcnet.training.watch import CsvFile
 from bcnet.truth.build import Journal
 from bcnet.truth.ground_truth import load_ground_truth
 from bcnet.truth.score_files import load_scores
@@ -103,7 +105,7 @@ class Reader:
         whole: a good input.
         read: reads an input and gives what it found as it can be compared.
         right: whether an input holds what was read.
-        suffix: of the file's name.
+        suffix: of the file's name, or all of it.
         tree: of the good input, and how such a tree is written, with whatever checksum it has; half of the inputs are changed there.
         results: how many inputs ended how.
     """
@@ -200,7 +202,7 @@ def is_record(content: bytes, found: Any) -> bool:
     tree = json.loads(content.decode("utf-8-sig"))
     stated = tree.pop("sha256", None)
     is_sealed = stated in (None, hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest())
-    return is_sealed and _holds(tree, found)
+    return bool(is_sealed and _holds(tree, found))
 
 
 def _holds(tree: Any, found: Any) -> bool:
@@ -275,7 +277,7 @@ def is_widths(content: bytes, found: Any) -> bool:
 def is_net(content: bytes, found: Any) -> bool:
     """The blocks as Python reads them."""
     parts = [ast.literal_eval(part.strip()) for part in content.decode("utf-8-sig").strip().split("|")]
-    return [list(map(list, (part[0], part[2]))) if len(part) == 5 else part[0] for part in parts] == found
+    return bool([list(map(list, (part[0], part[2]))) if len(part) == 5 else part[0] for part in parts] == found)
 
 
 def is_config(content: bytes, found: Any) -> bool:
@@ -323,6 +325,12 @@ def is_override(content: bytes, found: Any) -> bool:
         found = found.get(part) if isinstance(found, dict) else found
     node = yaml.compose(value, Loader=yaml.BaseLoader)
     return node is None or _is_setting(node, found)
+
+
+def is_annotations(content: bytes, found: Any) -> bool:
+    """A line for every image."""
+    rows = [line.split("\t") for line in content.decode("utf-8-sig").splitlines()]
+    return bool([(row[0], row[1]) for row in rows] == found)
 
 
 def anything(content: bytes, found: Any) -> bool:
@@ -383,6 +391,25 @@ def _net(path: Path) -> Any:
     net = read_net_config(path.read_bytes().decode("utf-8", "replace"))
     blocks: list[Any] = [[[block.in_channels, block.channels], list(block.stack)] for block in net.blocks]
     return blocks + ([[net.blocks[-1].channels, net.last]] if net.last else [])
+
+
+def _survey() -> bytes:
+    row = {key: str(value) for key, value in asdict(look_at("digits/resnet", (1, 8, 8))).items()}
+    text = io.StringIO()
+    csv.writer(text).writerows([list(row), list(row.values())])
+    return text.getvalue().encode()
+
+
+def _annotations(path: Path) -> Any:
+    for name in ("a.png", "b.png"):
+        (path.parent / "val" / "images").mkdir(parents=True, exist_ok=True)
+        (path.parent / "val" / "images" / name).write_bytes(b"")
+    for name in ("one", "two"):
+        (path.parent / "train" / name).mkdir(parents=True, exist_ok=True)
+        (path.parent / "train" / name / "0.png").write_bytes(b"")
+    path.replace(path.parent / "val" / "val_annotations.txt")
+    _, test, classes = find_images(path.parent)
+    return [(image.name, classes[label]) for image, label in zip(test.paths, test.labels, strict=True)]
 
 
 def _argument(path: Path) -> Any:
@@ -497,6 +524,9 @@ def make_readers(folder: Path) -> list[Reader]:
         Reader("widths", b"11111\n# four\n44444\nfull\n12341\n", lambda path: list(read_named_widths(str(path), space)), is_widths),
         Reader("net_config", NET.encode(), _net, is_net),
         Reader("arguments", b"3x32x32,0,1,2=5M", _argument, anything),
+        Reader("progress.csv", b"step,loss\n20,1.5\n40,1.25\n", lambda path: CsvFile(path, ["loss"]).begin(30), anything, ".csv"),
+        Reader("survey.csv", _survey(), read_survey, anything, ".csv"),
+        Reader("list of images", b"a.png\tone\t0\nb.png\ttwo\t1\n", _annotations, is_annotations, "val_annotations.txt"),
         Reader("PNG", _picture("PNG"), lambda path: open_image(path).size, anything, ".png"),
         Reader("JPEG", _picture("JPEG"), lambda path: open_image(path).size, anything, ".jpg"),
     ]
@@ -516,7 +546,7 @@ def _hang(number: int, frame: FrameType | None) -> None:
 
 def try_input(reader: Reader, content: bytes, folder: Path) -> tuple[str, str]:
     """How an input ended, and what was said."""
-    path = folder / (reader.suffix if reader.suffix == WEIGHTS else f"input{reader.suffix}")
+    path = folder / (f"input{reader.suffix}" if reader.suffix.startswith(".") or not reader.suffix else reader.suffix)
     path.write_bytes(content)
     signal.alarm(SECONDS)
     try:

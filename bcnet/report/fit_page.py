@@ -1,9 +1,10 @@
 """The page of a plain training."""
 
-import csv
 from pathlib import Path
 from statistics import fmean, stdev
 
+from bcnet.errors import UserError, first_line
+from bcnet.files import read_table
 from bcnet.fit import Fit
 from bcnet.formatting import human
 from bcnet.report import plots
@@ -30,5 +31,10 @@ def write_fit_page(fit: Fit, record: FitRecord) -> Path:
 
 def _course(path: Path) -> list[tuple[int, float, float]]:
     """Step, loss and learning rate of every row."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [(int(row["step"]), float(row["loss"]), float(row["lr"])) for row in csv.DictReader(file) if row["loss"]]
+    what = "the course of a training"
+    header, *rows = read_table(path, what) or [[]]
+    try:
+        of_rows = [dict(zip(header, row, strict=True)) for row in rows]
+        return [(int(row["step"]), float(row["loss"]), float(row["lr"])) for row in of_rows if row["loss"]]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({first_line(error)}); expected {what}") from error

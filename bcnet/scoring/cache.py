@@ -54,8 +54,10 @@ def _read(line: bytes) -> tuple[str, dict[str, Evaluation]]:
     entry = read_line(line)
     sides: dict[str, Evaluation] = {side: {} for side in SIDES if side in entry}
     for side, values in sides.items():
+        if not all(type(value) in (int, float) and isfinite(value) for value in entry[side].values()):
+            raise ValueError(line)
         values.update({str(name): float(value) for name, value in entry[side].items()})
-    if not isinstance(entry["widths"], str) or not all(isfinite(value) for one in sides.values() for value in one.values()):
+    if not isinstance(entry["widths"], str):
         raise ValueError(line)
     return entry["widths"], sides
 

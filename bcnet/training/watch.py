@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from bcnet.distributed import process_rank
 from bcnet.errors import UserError
-from bcnet.files import write_text
+from bcnet.files import read_table, write_text
+from bcnet.progress import notice
 
 Row = Mapping[str, float]
 
@@ -51,9 +52,13 @@ class CsvFile:
     def _rows(self) -> list[list[str]]:
         if not self.path.is_file():
             return []
-        with self.path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
-        return [row for row in rows[1:] if len(row) == len(self.columns) and row[0].isdigit()] if rows[:1] == [list(self.columns)] else []
+        try:
+            rows = read_table(self.path, "the course of a training")
+        except UserError as error:
+            notice(f"{error}; it is begun anew")
+            return []
+        known = rows[:1] == [list(self.columns)]
+        return [row for row in rows[1:] if known and len(row) == len(self.columns) and row[0].isascii() and row[0].isdigit()]
 
 
 class TensorBoard:
