@@ -19,6 +19,7 @@ from bcnet.experiment import Experiment
 from bcnet.files import cache_folder
 from bcnet.latency.table import LatencyCheck
 from bcnet.report.page import Page, details, picture, table, text
+from bcnet.report.plots import draw_widths
 from bcnet.results import RetrainRecord, SearchRecord, read_record
 from bcnet.run import Run
 from bcnet.scoring.cache import ScoreCache
@@ -475,6 +476,17 @@ def test_hostile_names_stay_words_on_a_page(tmp_path):
     found.feed((tmp_path / "page.html").read_text())
     assert not {"script", "img"} & set(found.tags)
     assert "".join(found.words).count(SCRIPT) == 9
+
+
+def test_names_are_no_markup_in_pictures_and_on_the_terminal(bcnet, tmp_path):
+    names = ("a$\\frac$b", "[/bold]", "[red]x[/red]", "<b>|")
+    draw_widths(tmp_path / "widths.png", list(names), {name: [1, 2, 3, 4] for name in names})
+    scores = {name: sum(map(int, name)) for name in ("11111", "12341", "44444", "43214")}
+    out = tmp_path / "[" / "bold]"
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": scores}))
+    code, said, _ = bcnet("rank", tmp_path / "scores.json", "--truth", "channel_bench_digits", "--out", out)
+    assert code == 0
+    assert str(out) in said
 
 
 class Tags(HTMLParser):

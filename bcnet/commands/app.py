@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=5.", show_default=False)
@@ -96,7 +96,7 @@ def finish(run: "Run", say: Say, *, then: str = "") -> None:
     if process_rank() == 0:
         say(f"page: {write_run_page(run)}")
         if then:
-            say(f"next: {then}", markup=False)
+            say(f"next: {then}")
 
 
 def read_widths(text: str, space: "Space") -> "list[Widths]":

@@ -22,7 +22,7 @@ def configs() -> None:
 
     names = shipped_configs()
     for name in names:
-        console.print(f"{name:<{max(map(len, names))}}  {_first_comment(shipped('configs') / f'{name}.yaml')}", markup=False)
+        console.print(f"{name:<{max(map(len, names))}}  {_first_comment(shipped('configs') / f'{name}.yaml')}")
     console.print("bcnet config NAME shows all of one, bcnet train NAME trains it; configs of another kind of search: bcnet dense --help")
 
 
@@ -43,7 +43,7 @@ def config(
     from bcnet.config import load_config
 
     for line in _documented(load_config(name, overrides or (), trust=True), ""):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def _documented(section: BaseModel, indent: str) -> Iterator[str]:

@@ -162,7 +162,7 @@ def latency(
     table.write(out)
     low, high = GridCosts(grid, {"latency": read_latency(out, grid)}).range("latency")
     console.print(f"networks take {low:.3g} to {high:.3g} ms ({table.meta.device}, {plural(table.meta.threads, 'thread')})")
-    console.print(f"table: {out}; search with: --budget latency={(low + high) / 3:.3g}ms cost.latency={out}", markup=False)
+    console.print(f"table: {out}; search with: --budget latency={(low + high) / 3:.3g}ms cost.latency={out}")
 
 
 @dense_app.command()
@@ -205,7 +205,7 @@ def _derive(run: "DenseRun", budget: str | None, say: Say) -> None:
 
     record = run.derive(budget)
     for line in _found_lines(run, record):
-        say(line, markup=False)
+        say(line)
     say(collapse_sentence(record))
     say(f"page: {write_dense_page(run)}")
 

@@ -114,7 +114,7 @@ def latency(
     if abs(table.full_ms - table.narrowest_ms) < 3 * noise.repeat * table.full_ms:
         console.print("note: on this device widths matter hardly more than the noise; a budget of latency says little")
     budget = f"latency={(table.narrowest_ms + table.full_ms) / 2:.3g}ms"
-    console.print(f"table: {out}; a budget such as {budget} wants 'costs=[{out}]'", markup=False)
+    console.print(f"table: {out}; a budget such as {budget} wants 'costs=[{out}]'")
 
 
 def _relevel(before: Path, out: Path, model: "nn.Module", space: "Space", of: "Measured", device: "torch.device", seconds: float) -> None:
@@ -123,4 +123,4 @@ def _relevel(before: Path, out: Path, model: "nn.Module", space: "Space", of: "M
     table, factor = relevel(before, model, space, of=of, device=device, seconds=seconds)
     table.write(out)
     console.print(f"full: {table.full_ms:.4g} ms, {factor:.3f} times as long as when {before} was measured")
-    console.print(f"table: {out}, all times of {before} times {factor:.3f}", markup=False)
+    console.print(f"table: {out}, all times of {before} times {factor:.3f}")
