@@ -566,6 +566,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     Raises:
         UserError: it has another form.
     """
+    if not _is_text(override):
+        raise UserError(f"override {shown(override)} is not in UTF-8")
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {shown(override)} is not KEY=VALUE, e.g. train.epochs=5")
@@ -576,6 +578,11 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     except ValueError as error:
         raise UserError(f"override {shown(override)}: the value is not YAML ({error})") from error
     _set(tree, FORMER_KEYS.get(key, key), value)
+
+
+def _is_text(words: str) -> bool:
+    """Whether words of the command line are text; bytes that are none stand in them as surrogates."""
+    return words.encode(errors="replace").decode() == words
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -149,7 +149,7 @@ class Run:
         """What ties a checkpoint to the settings it was trained with: a hash of those settings as ``config.yaml`` holds them."""
         written = self.folder / "config.yaml"
         tree = read_yaml(written) if written.exists() else parse_yaml(dump_config(self.config))
-        return hashlib.sha256(json.dumps({key: tree[key] for key in _FIXED_SECTIONS}, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps({key: tree.get(key) for key in _FIXED_SECTIONS}, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def trainer(self) -> Trainer:

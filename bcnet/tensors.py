@@ -10,15 +10,17 @@ from torch import nn
 
 from bcnet.errors import UserError, first_line
 
+_IS_FOLDER = 0x10  # PyTorch reads nothing of such an entry, and says nothing
 _STATISTICS = ("running_mean", "running_var")
 
 
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
+def load_tensors(path: Path, device: torch.device | str = "cpu", *, is_checked: bool = False) -> Any:
     """What ``torch.save`` wrote, if it holds tensors and plain values only; no code of the file is run.
 
     Args:
         path: of the file.
         device: where the tensors are wanted.
+        is_checked: the file has a checksum of its own, which was compared; then the archive's are not.
 
     Raises:
         UserError: missing, damaged (its archive has checksums), or with Python objects in it.
@@ -26,7 +28,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        if zipfile.is_zipfile(path):
+        if not is_checked and zipfile.is_zipfile(path):
             _check_archive(path)
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -40,8 +42,8 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
 def _check_archive(path: Path) -> None:
     """Compare the checksums of an archive; ``torch.load`` does not."""
     with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("it is compressed, which torch.save never does")
+        if any(entry.compress_type != zipfile.ZIP_STORED or entry.external_attr & _IS_FOLDER for entry in archive.infolist()):
+            raise ValueError("its entries are compressed or folders, which torch.save never writes")
         wrong = archive.testzip()
     if wrong is not None:
         raise ValueError(f"the checksum of {wrong} is wrong")

@@ -130,7 +130,7 @@ def latency(
     num_classes: Classes = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once; times are of one batch.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: as many as torch likes]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads.  [default: as many as torch likes]")] = None,
     amp: Annotated[Amp, typer.Option(help="bf16 autocast.")] = Amp.off,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for every operation; more is more precise.")] = 0.3,
     repeats: Annotated[int | None, typer.Option(min=1, help="Passes of each instead.")] = None,

@@ -21,7 +21,7 @@ def build(
     overrides: Overrides = None,
     widths: WidthsOption = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Networks per width.")] = 3,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes.")] = os.cpu_count() or 1,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Spread the workers over this Ray cluster.")] = None,
     trust: Trust = False,
 ) -> None:

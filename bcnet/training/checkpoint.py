@@ -39,7 +39,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise UserError(f"{path}: no such checkpoint")
     is_sealed = check_seal(path)
     try:
-        state = load_tensors(path, device)
+        state = load_tensors(path, device, is_checked=is_sealed)
     except UserError as error:
         raise UserError(f"{error}; expected a checkpoint of bcnet") from error
     form = state.get("format") if isinstance(state, dict) else None

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,7 +59,11 @@ class CsvFile:
             notice(f"{error}; it is begun anew")
             return []
         known = rows[:1] == [list(self.columns)]
-        return [row for row in rows[1:] if known and len(row) == len(self.columns) and row[0].isascii() and row[0].isdigit()]
+        return [
+            row
+            for row in rows[1:]
+            if known and len(row) == len(self.columns) and row[0].isascii() and row[0].isdigit() and len(row[0]) < 10
+        ]
 
 
 class TensorBoard:

@@ -166,7 +166,8 @@ def load_ground_truth(path: Path) -> GroundTruth:
     if not tree:
         raise UserError(f"{path}: holds no widths")
     meta = meta if isinstance(meta, dict) else {}
-    seeds = len(_field(next(iter(tree.values())), "acc") or ())
+    first = _field(next(iter(tree.values())), "acc")
+    seeds = len(first) if isinstance(first, list) else 0
     is_one = is_one_index(list(tree), meta)
     length = len(_digits(next(iter(tree)), is_one))
     faults = ((name, _fault(name, _digits(name, is_one), entry, seeds, length)) for name, entry in tree.items())
