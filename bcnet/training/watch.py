@@ -58,12 +58,9 @@ class CsvFile:
         except UserError as error:
             notice(f"{error}; it is begun anew")
             return []
-        known = rows[:1] == [list(self.columns)]
-        return [
-            row
-            for row in rows[1:]
-            if known and len(row) == len(self.columns) and row[0].isascii() and row[0].isdigit() and len(row[0]) < 10
-        ]
+        if rows[:1] != [list(self.columns)]:
+            return []
+        return [row for row in rows[1:] if len(row) == len(self.columns) and re.fullmatch("[0-9]{1,9}", row[0])]
 
 
 class TensorBoard:
