@@ -6,6 +6,7 @@ import shutil
 import struct
 import zlib
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 import torch
@@ -253,9 +254,7 @@ def test_a_section_on_the_command_line_changes_what_it_names():
     assert config.train == plain.train.model_copy(update={"epochs": 1})
 
 
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
+BOMB = ["a: &a [x, x, x, x, x, x, x, x, x]", *(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefghi"))]
 
 
 @pytest.mark.parametrize(
