@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from bcnet.errors import Interrupted, Stopped
@@ -39,5 +40,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise stop
 
 
+def _forget_working_directory() -> None:
+    """Take away what ``python -m`` puts first: a file there must not stand in for an installed package."""
+    here = Path.cwd()
+    if sys.path and sys.path[0] == str(here) and not (here / "bcnet").is_dir():
+        del sys.path[0]
+
+
 if __name__ == "__main__":
+    _forget_working_directory()
     main()

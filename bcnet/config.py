@@ -6,23 +6,60 @@ settings of its own (the strategy, the search algorithm) is a `Named`: its setti
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from bcnet.errors import UserError
-from bcnet.files import shipped
+from bcnet.errors import UserError, shown
+from bcnet.files import is_file, read_text, shipped
 from bcnet.former import FORMER_HINTS, FORMER_KEYS, FORMER_METRICS, read_former_config
-from bcnet.plugins import find_by_name
+from bcnet.plugins import find_by_name, named_code, refuse_untrusted
+from bcnet.trees import dump_yaml, numbers, parse_yaml
+
+MOST = 1_000_000  # of whatever is counted; more is a slip, and some of it would end the process
 
 
 class Section(BaseModel):
     """Settings that belong together; unknown names are refused, and every field has a docstring."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """Types are strict (``true`` is no number, ``"5"`` neither), but YAML has no paths and no tuples, and knows words for booleans."""
+        annotation = str(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, str) and "bool" in annotation:
+            return _WORDS.get(value, value)
+        if isinstance(value, str) and "Path" in annotation:
+            return Path(value)
+        if isinstance(value, list | tuple):
+            return tuple(value) if "tuple" in annotation else list(value)
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counts(cls, tree: Any) -> Any:
+        """Also what is free in a section, as arguments of a model are, holds numbers that something can be counted with."""
+        for place, value in numbers(tree):
+            if not -(2**63) <= value < 2**63:
+                raise ValueError(f"{place}: {shown(value)} is no finite number of at most 64 bits")
+        return tree
+
+
+_WORDS = {"yes": True, "on": True, "no": False, "off": False}
 
 
 class Named(BaseModel):
@@ -56,11 +93,11 @@ class DataConfig(Section):
     """Folder of the data set; ``imagefolder`` wants ``train/CLASS/`` and ``test/CLASS/`` (or ``val/``) in it."""
     download: bool = False
     """Fetch cifar10 or cifar100 into ``root`` when it is not there."""
-    image_size: int | None = Field(None, gt=0)
+    image_size: int | None = Field(None, gt=0, le=16_384)
     """Resize the shorter side to this many pixels and crop the centre (imagefolder); unset: images must agree in size."""
-    num_val: int = Field(300, ge=0)
+    num_val: int = Field(300, ge=0, le=MOST)
     """Training images held out for search scores, the same number of every class."""
-    pad: int = Field(0, ge=0)
+    pad: int = Field(0, ge=0, le=256)
     """Pixels of zero padding for random crops."""
     flip: bool = False
     """Random horizontal flips."""
@@ -69,7 +106,7 @@ class DataConfig(Section):
     those that they were trained with."""
     std: list[float] | None = None
     """Per channel, of images in 0..1: what they are divided by; unset: their own standard deviation."""
-    resident_gib: float = Field(8.0, ge=0)
+    resident_gib: float = Field(8.0, ge=0, le=MOST)
     """Data sets up to this size live on the device as one uint8 tensor; larger ones stay in a memory-mapped file."""
     streaming: bool | None = None
     """Decode and augment pictures while they are used, in worker processes, instead of decoding all of them once. Unset: where an
@@ -79,17 +116,17 @@ class DataConfig(Section):
     auto_augment: str | None = None
     """A policy: timm's ``rand-m9-mstd0.5`` (RandAugment), ``original`` or ``v0`` (AutoAugment), ``3a``, ``augmix-m3``; or ``trivial``
     (TrivialAugment)."""
-    color_jitter: float = Field(0.0, ge=0)
+    color_jitter: float = Field(0.0, ge=0, le=100)
     """Strength of random brightness, contrast and saturation."""
     erase: float = Field(0.0, ge=0, le=1)
     """Probability that a random rectangle is erased (takes the mean colour)."""
-    cutout: int = Field(0, ge=0)
+    cutout: int = Field(0, ge=0, le=16_384)
     """Side in pixels of a square that is made black at a random place."""
-    mixup: float = Field(0.0, ge=0)
+    mixup: float = Field(0.0, ge=0, le=1000)
     """Mixup: parameter of the Beta distribution; 0: none. Together with ``cutmix`` a coin decides for each batch."""
-    cutmix: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0, le=1000)
     """CutMix: parameter of the Beta distribution; 0: none."""
-    repeats: int = Field(1, ge=1)
+    repeats: int = Field(1, ge=1, le=1000)
     """Repeated augmentation: how often a picture comes in a batch, differently augmented each time."""
     crop_fraction: float = Field(1.0, gt=0, le=1)
     """Of streamed pictures that are not augmented: the central share of the sides that is used."""
@@ -155,11 +192,11 @@ class ModelConfig(Section):
 class SpaceConfig(Section):
     """The width space."""
 
-    bins: int = Field(4, ge=1)
+    bins: int = Field(4, ge=1, le=1000)
     """Equal bins K per group."""
-    min_bins: int = Field(1, ge=1)
+    min_bins: int = Field(1, ge=1, le=1000)
     """Smallest width index k_min."""
-    divisor: int | None = Field(None, gt=0)
+    divisor: int | None = Field(None, gt=0, le=MOST)
     """Channel counts are multiples of it in every group whose full count is one. Unset: 8 for timm and torchvision models, whose
     narrower versions are to run fast somewhere, and 1 for others."""
     groups: dict[str, list[int]] = {}
@@ -183,23 +220,23 @@ class RecipeConfig(Section):
         *("accumulate", "clip_mode", "layer_decay", "compile"),
     )
 
-    epochs: float = Field(20, gt=0)
+    epochs: float = Field(20, gt=0, le=MOST)
     """Passes over the training images; may be a fraction."""
-    batch_size: int = Field(64, gt=0)
+    batch_size: int = Field(64, gt=0, le=MOST)
     """Images per step, over all processes together."""
     lr: float = Field(0.1, gt=0)
     """Peak learning rate."""
-    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(0.0, ge=0, le=MOST)
     """Epochs of linear warm-up."""
     schedule: Literal["cosine", "step", "poly", "one_cycle", "constant"] = "cosine"
     """How the learning rate falls after the warm-up; ``one_cycle`` has a warm-up of its own."""
     lr_floor: float = Field(0.0, ge=0, lt=1)
     """Where ``cosine`` and ``poly`` end, as a share of the peak learning rate."""
-    step_epochs: float = Field(30.0, gt=0)
+    step_epochs: float = Field(30.0, ge=1e-3, le=MOST)
     """Epochs between two falls of ``step``."""
     step_factor: float = Field(0.1, gt=0, le=1)
     """Factor of a fall of ``step``."""
-    poly_power: float = Field(1.0, gt=0)
+    poly_power: float = Field(1.0, gt=0, le=100)
     """Exponent of ``poly``; 1: linear."""
     optimizer: str = "sgd"
     """``sgd``, or any optimizer of timm: ``adamw``, ``lamb``, ``rmsprop``, ``muon``, ..."""
@@ -219,7 +256,7 @@ class RecipeConfig(Section):
     """Largest gradient norm; with another ``clip_mode`` its limit."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     """What ``clip_norm`` limits: the norm of all gradients, every entry, or the norm of every unit relative to its weights' (AGC)."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, le=MOST)
     """Parts in which a batch is run, one after the other, where it does not fit into memory; BN sees them one by one."""
     compile: str | None = None
     """Backend of ``torch.compile`` for networks that are retrained, such as ``inductor``."""
@@ -229,6 +266,12 @@ class RecipeConfig(Section):
     """Keep an exponential moving average of the weights, and use it in place of them afterwards."""
     teacher: Literal["pretrained"] | None = None
     """Learn from the softmax of the model with its trained weights (``model.pretrained`` or ``model.weights``) instead of the labels."""
+
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> "RecipeConfig":
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs:g} and epochs is {self.epochs:g}: the warm-up would never end")
+        return self
 
 
 class TrainConfig(RecipeConfig):
@@ -241,7 +284,7 @@ class TrainConfig(RecipeConfig):
     """Give every BN layer of the supernet scales and shifts of its own for every width (slimmable networks), instead of shared ones."""
     switchable_classifier: bool = False
     """Give the classifier weights of its own for every width of what it reads."""
-    records: int = Field(1000, gt=0)
+    records: int = Field(1000, gt=0, le=MOST)
     """How many of the best (loss, widths) records are kept for the prior initial population."""
 
     @model_validator(mode="after")
@@ -257,20 +300,20 @@ class ScoreConfig(Section):
     metric: Annotated[str, BeforeValidator(lambda name: FORMER_METRICS.get(name, name) if isinstance(name, str) else name)] = "kl"
     """What is measured on the search-validation images: ``accuracy``, ``cross_entropy``, ``kl`` (how far the predictions are from
     those of the full width), or your own as ``package.module:name``. The score is its value or, where less is better, the negative."""
-    additive: int | None = Field(None, gt=0)
+    additive: int | None = Field(None, gt=0, le=MOST)
     """Score this many random widths only, and any others by what each group's width is worth in those (an additive model)."""
     effects: Literal["concave", "free"] = "concave"
     """What the additive model may say of a group: ``concave``: its worth never falls with its channels, and each doubling adds no more
     than the one before; ``free``: anything."""
     statistics: Literal["calibrated", "batch"] = "calibrated"
     """Which BN statistics a subnet is scored with: those of training images, or of every batch of search-validation images."""
-    calibration_images: int = Field(1024, gt=0)
+    calibration_images: int = Field(1024, gt=0, le=MOST)
     """Training images, not augmented, for the BN statistics of the subnet; the same ones for all."""
-    max_images: int | None = Field(None, gt=0)
+    max_images: int | None = Field(None, gt=0, le=MOST)
     """Use at most this many search-validation images."""
-    batch_size: int = Field(256, gt=0)
+    batch_size: int = Field(256, gt=0, le=MOST)
     """Images per forward pass in calibration and evaluation."""
-    memory_gib: float = Field(4.0, gt=0)
+    memory_gib: float = Field(4.0, gt=0, le=MOST)
     """Memory for what width vectors share when many are scored; where it does not suffice, each is scored alone."""
     whole_layers: bool = False
     """Compute every layer at full width and let all width vectors use it: faster when much of a space is scored (1.6 times for all
@@ -283,7 +326,7 @@ class SearchConfig(Section):
     algorithm: Named = Named(name="evolution")
     """``evolution`` (NSGA-II), ``greedy`` slimming (AutoSlim), ``random`` widths under the budgets as a baseline, or your own as
     ``package.module:Class``; settings of an algorithm stand under it: ``search.algorithm.population=60``."""
-    evaluations: int = Field(400, gt=0)
+    evaluations: int = Field(400, gt=0, le=MOST)
     """Width vectors to score; a greedy descent scores as many as it needs."""
     cost: str | None = None
     """What scores are weighed against, in a Pareto front and per cost: ``flops``, ``params`` or a cost of ``costs``. Unset: the
@@ -297,13 +340,13 @@ class BaseConfig(Section):
     """Of everything random: initial weights, split, order, augmentation, widths, search."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes the GPU when there is one."""
-    workers: int | None = Field(None, ge=0)
+    workers: int | None = Field(None, ge=0, le=256)
     """Processes that decode and augment streamed pictures; unset: one per core, at most 8. They change no numbers."""
-    threads: int | None = Field(None, gt=0)
+    threads: int | None = Field(None, gt=0, le=256)
     """CPU threads; unset: as many as torch likes. Small networks want 1: more threads only wait for each other."""
     amp: Literal["auto", "bf16", "off"] = "auto"
     """bf16 autocast; ``auto``: where the hardware computes in bf16."""
-    checkpoint_seconds: float = Field(60.0, gt=0)
+    checkpoint_seconds: float = Field(60.0, gt=0, le=1e9)
     """Longest time between two checkpoints."""
     data: DataConfig = DataConfig()
 
@@ -319,7 +362,7 @@ class Config(BaseConfig):
     retrain: RecipeConfig = RecipeConfig()
     watch: list[Literal["tensorboard", "wandb"]] = []
     """Where to show how a training goes, beside ``progress.csv`` in its folder."""
-    watch_every: float | None = Field(None, ge=0)
+    watch_every: float | None = Field(None, ge=0, le=MOST)
     """Epochs of supernet training between two looks at the validation accuracy of the narrowest, a middle and the widest subnet; 0: none;
     unset: eight looks in all, where there are images held out, and two epochs apart at least. They change no numbers of the training."""
     costs: list[str] = []
@@ -345,7 +388,7 @@ def check_settings(named: Named, schema: type[_SettingsType], where: str) -> _Se
         if first["type"] == "extra_forbidden":
             valid = ", ".join(schema.model_fields) or "it has none"
             raise UserError(f"{where}.{key}: {named.name} has no such setting ({valid})") from error
-        raise UserError(f"{where}.{key}: {first['input']!r} is wrong: {_lowered(first['msg'])}") from error
+        raise UserError(f"{where}.{key}: {shown(first['input'])} is wrong: {_lowered(first['msg'])}") from error
 
 
 def complete(named: Named, shipped: Mapping[str, Any], where: str, kind: type[Any]) -> tuple[Any, Named]:
@@ -359,32 +402,41 @@ def complete(named: Named, shipped: Mapping[str, Any], where: str, kind: type[An
     return chosen, Named.model_validate({"name": named.name} | settings.model_dump(mode="json"))
 
 
-def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(name: str | Path, overrides: Sequence[str] = (), *, trust: bool | Collection[str] = False) -> Config:
     """Read a config file, its bases and the overrides.
 
     Args:
         name: a path, or the name of a shipped config such as ``digits/bcnetv2``.
         overrides: ``section.key=value``, the value in YAML.
+        trust: whether the files may name code from outside bcnet, or which code; what overrides name may always be run.
 
     Raises:
-        UserError: no such file, not YAML, an unknown key or a value of the wrong type.
+        UserError: no such file, not YAML, an unknown key, a value of the wrong type, or code that is not trusted.
     """
     path, strategy = find_config(name)
-    return validate_config(_read_with_overrides(path, overrides, strategy), str(path))
+    return validate_config(_read_with_overrides(path, overrides, trust, strategy), str(path))
 
 
-def load_as(schema: type[_SchemaType], name: str | Path, overrides: Sequence[str] = ()) -> _SchemaType:
+def load_as(
+    schema: type[_SchemaType], name: str | Path, overrides: Sequence[str] = (), *, trust: bool | Collection[str] = False
+) -> _SchemaType:
     """Read a config file of another schema than `Config`; arguments and mistakes as in `load_config`."""
     path, _ = find_config(name)
-    return _validate(schema, _read_with_overrides(path, overrides), str(path))
+    return _validate(schema, _read_with_overrides(path, overrides, trust), str(path))
 
 
-def _read_with_overrides(path: Path, overrides: Sequence[str], strategy: str | None = None) -> dict[str, Any]:
+def _read_with_overrides(
+    path: Path, overrides: Sequence[str], trust: bool | Collection[str], strategy: str | None = None
+) -> dict[str, Any]:
     tree = _read_tree(path, ())
     if strategy:
         _set(tree, "train.strategy", strategy)
+    asked: dict[str, Any] = {}
     for override in overrides:
         apply_override(tree, override)
+        apply_override(asked, override)
+    own = [name for _, name in named_code(asked)]
+    refuse_untrusted(named_code(tree), path, trust is True or [*(trust or ()), *own])
     return tree
 
 
@@ -423,7 +475,7 @@ def _validate(schema: type[_SchemaType], tree: Any, where: str) -> _SchemaType:
 
 def dump_config(config: Section) -> str:
     """The resolved config as YAML, every field included."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def differing_keys(one: Section, other: Section) -> list[str]:
@@ -448,50 +500,47 @@ def find_config(name: str | Path) -> tuple[Path, str | None]:
         UserError: neither exists.
     """
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path, None
     asked = str(name).removesuffix(".yaml").removeprefix("configs/").replace("_taught", "_distilled")  # as 0.1 called the recipe
     exact = shipped("configs") / f"{asked}.yaml"
-    if exact.is_file():
+    if is_file(exact):
         return exact, None
     base = max((known for known in shipped_configs() if asked.startswith(f"{known}_")), key=len, default=None)
     if base is not None:
         return shipped("configs") / f"{base}.yaml", asked.removeprefix(f"{base}_")
-    raise UserError(f"config {str(name)!r}: no such file, and no shipped config of that name ({', '.join(shipped_configs())})")
+    raise UserError(f"config {shown(str(name))}: no such file, and no shipped config of that name ({', '.join(shipped_configs())})")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which only ``true`` and ``false`` are booleans: ``amp: off`` is a word; a boolean field reads such words itself."""
+def read_yaml(path: Path) -> Any:
+    """The tree of a YAML file.
 
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _read_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
+    Raises:
+        UserError: missing, or not YAML as `bcnet.trees.parse_yaml` reads it.
+    """
+    text = read_text(path, "a config")
+    try:
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not a YAML file: {error}") from error
+    return {} if tree is None else tree
 
 
 def _read_tree(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         raise UserError(f"{path}: its base files form a circle")
-    try:
-        tree = _read_yaml(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected a mapping of sections such as 'train:', found {type(tree).__name__}")
+    tree = read_yaml(path)
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise UserError(f"{path}: expected a mapping of sections such as 'train:', found {shown(tree)}")
     tree = read_former_config(tree)
     base = tree.pop("base", None)
     if base is None:
         return tree
     base_path = path.parent / str(base)
-    if not base_path.is_file():
+    if not is_file(base_path):
         base_path = shipped("configs") / f"{str(base).removesuffix('.yaml')}.yaml"
-    if not base_path.is_file():
-        raise UserError(f"{path}: its base {str(base)!r} does not exist (looked for {path.parent / str(base)} and for a shipped config)")
+    if not is_file(base_path):
+        raise UserError(f"{path}: its base {shown(base)} does not exist (looked for it beside this file and among the shipped configs)")
     return _merge(_read_tree(base_path, (*above, path.resolve())), tree)
 
 
@@ -517,16 +566,23 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     Raises:
         UserError: it has another form.
     """
+    if not _is_text(override):
+        raise UserError(f"override {shown(override)} is not in UTF-8")
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"override {override!r} is not KEY=VALUE, e.g. train.epochs=5")
+        raise UserError(f"override {shown(override)} is not KEY=VALUE, e.g. train.epochs=5")
     if key in FORMER_HINTS:
         raise UserError(f"{key}: {FORMER_HINTS[key]}")
     try:
-        value = _read_yaml(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not YAML") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"override {shown(override)}: the value is not YAML ({error})") from error
     _set(tree, FORMER_KEYS.get(key, key), value)
+
+
+def _is_text(words: str) -> bool:
+    """Whether words of the command line are text; bytes that are none stand in them as surrogates."""
+    return words.encode(errors="replace").decode() == words
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -538,7 +594,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(inner, dict):
             raise UserError(f"override {key}: {section!r} is a value, not a section")
         tree = inner
-    tree[leaf] = value
+    tree[leaf] = value if sections else _merged_value(tree.get(leaf), value, leaf)  # of a whole section: what it names
 
 
 def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -565,7 +621,7 @@ def _explain(error: Any, schema: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{key} is missing"
     if error["type"] != "extra_forbidden":
-        return f"{key}: {error['input']!r} is wrong: {_lowered(error['msg'])}"
+        return f"{key}: {shown(error['input'])} is wrong: {_lowered(error['msg'])}"
     valid = list(_valid_keys(schema))
     siblings = [name for name in valid if name.rpartition(".")[0] == key.rpartition(".")[0]]
     near = difflib.get_close_matches(key, siblings, 1, 0.6) or [v for v in valid if v.endswith("." + key.rpartition(".")[2])][:1]

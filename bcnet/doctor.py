@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
 from bcnet.config import Config, load_as
 from bcnet.dense.config import DenseConfig
 from bcnet.dense.results import DenseRecord, TrainedNetwork
 from bcnet.errors import UserError, first_line
-from bcnet.files import read_json
+from bcnet.files import read_json, read_yaml
 from bcnet.locks import LOCK, TEMPORARY, leftovers
 from bcnet.results import (
     Comparison,
@@ -143,8 +142,8 @@ _RECORDS: dict[str, tuple[type[Record], str]] = {
 def _kind(folder: Path) -> Kind:
     """What the run of a folder is; a config that cannot be read is taken for one of widths."""
     try:
-        tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        tree = read_yaml(folder / "config.yaml")
+    except UserError:
         return "run"
     if isinstance(tree, dict) and "grid" in tree:
         return "dense"
@@ -154,7 +153,7 @@ def _kind(folder: Path) -> Kind:
 
 def _read_config(path: Path) -> str:
     kind = _kind(path.parent)
-    load_as(DenseConfig if kind == "dense" else Config, path)
+    load_as(DenseConfig if kind == "dense" else Config, path, trust=True)  # nothing of it is run
     return {"run": "of a supernet", "dense": "of a search of a grid", "fit": "of plain trainings"}[kind]
 
 
@@ -191,7 +190,7 @@ def _identity(folder: Path) -> str | None:
     """Of the run that a config describes; ``None`` of a config that cannot be read, which is a finding of its own."""
     try:
         return run_identity((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, AttributeError):
         return None
 
 
@@ -228,7 +227,11 @@ def _next(run: Path, findings: list[Finding]) -> str:
     states = {finding.path: finding.state for finding in findings}
     kind, trained = _kind(run), states.get(run / "checkpoint.pt")
     if kind == "fit":
-        model = json.dumps(str(load_as(Config, run / "config.yaml").model.name)) if states.get(run / "config.yaml") == "whole" else "MODEL"
+        model = (
+            json.dumps(str(load_as(Config, run / "config.yaml", trust=True).model.name))
+            if states.get(run / "config.yaml") == "whole"
+            else "MODEL"
+        )
         return f"bcnet fit {model.strip(chr(34))} --config {run / 'config.yaml'} --out {run}"
     if trained != "whole":
         return f"bcnet {'dense train' if kind == 'dense' else 'train'} {run / 'config.yaml'} --out {run} --resume"

@@ -2,12 +2,17 @@
 
 import signal
 
+MOST = 1500  # characters of a message
+
 
 class UserError(ValueError):
     """A mistake in what was asked for: the message says what, where, and what would be right, in one line.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. What was asked for stands in it, if it is not too long.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= MOST else f"{message[: MOST // 2]} ... {message[-MOST // 2 :]}")
 
 
 class Interrupted(Exception):
@@ -51,3 +56,12 @@ class Stopped(KeyboardInterrupt):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for a message of one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shown(value: object) -> str:
+    """A value as it was given, for a message of one line: not more than its beginning."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list without end
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -1,5 +1,7 @@
 """Writing files so that each is either whole or absent, and reading them without trusting them."""
 
+import csv
+import io
 import json
 import os
 import tempfile
@@ -10,6 +12,7 @@ from typing import Any
 
 from bcnet.errors import UserError
 from bcnet.locks import TEMPORARY, hold_new, leftovers
+from bcnet.trees import parse_json
 
 
 def shipped(name: str) -> Path:
@@ -96,6 +99,58 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a regular file; of a name that no file can have, no."""
+    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+
+
+MOST_BYTES = 1 << 28  # of a text that is read whole
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a UTF-8 text file.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message.
+
+    Raises:
+        UserError: missing, not a regular file (a pipe would never end), unreadable, larger than `MOST_BYTES`, or not UTF-8.
+    """
+    return decoded(path, read_bytes(path, what), what)
+
+
+def decoded(path: Path, content: bytes, what: str) -> str:
+    """A file's content as text; raises as `read_text` does."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start}); expected {what}") from error
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    """Read a file; raises as `read_text` does."""
+    if not is_file(path):
+        kind = "not a regular file" if os.path.lexists(path) else "no such file"
+        raise UserError(f"{path}: {kind}; expected {what}")
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise UserError(f"{path}: {size:,} bytes, and {MOST_BYTES:,} is the most; expected {what}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected {what}") from error
+
+
+def read_table(path: Path, what: str) -> list[list[str]]:
+    """The rows of a CSV file; raises as `read_text` does, and for what is no CSV."""
+    text = read_text(path, what)
+    try:
+        return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file ({error}); expected {what}") from error
+
+
 def read_json(path: Path, what: str) -> Any:
     """Read a JSON file.
 
@@ -104,26 +159,11 @@ def read_json(path: Path, what: str) -> Any:
         what: what it should be, for the message.
 
     Raises:
-        UserError: missing, unreadable, or not JSON; duplicate keys of an object count as not JSON.
+        UserError: as `read_text`, or not JSON as `bcnet.trees.parse_json` reads it.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected {what}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return parse_json(read_text(path, what))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: not a JSON file ({error}); expected {what}") from error
-    except _DuplicateKeyError as error:
-        raise UserError(f"{path}: key {error} stands there twice; expected {what}") from error
-
-
-class _DuplicateKeyError(Exception):
-    pass
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in entries:
-            raise _DuplicateKeyError(repr(key))
-        entries[key] = value
-    return entries

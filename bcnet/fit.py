@@ -35,7 +35,7 @@ class Fit:
         self.folder, self.experiment = folder, Experiment(config)
         written = folder / "config.yaml"
         if written.is_file():
-            other = [key for key in differing_keys(load_config(written), config) if key.split(".")[0] in _FIXED_SECTIONS]
+            other = [key for key in differing_keys(load_config(written, trust=True), config) if key.split(".")[0] in _FIXED_SECTIONS]
             if other:
                 raise UserError(f"{folder}: was begun with another {', '.join(other[:4])}; use the same settings, or choose another --out")
         elif not is_unused(folder):

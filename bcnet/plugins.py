@@ -3,32 +3,76 @@
 import difflib
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bcnet.errors import UserError, first_line
+from bcnet.errors import UserError, first_line, shown
 
 T = TypeVar("T")
 
 
 def import_object(name: str, what: str) -> Any:
-    """Import what ``package.module:name`` names, from the installed packages or the working directory.
+    """Import what ``package.module:name`` names: of an installed package, else of the working directory.
 
     Args:
         name: such as ``mypackage.models:build``.
         what: what it should be, for the message.
 
     Raises:
-        UserError: it cannot be imported.
+        UserError: it is no such name, or cannot be imported.
     """
     module_name, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise UserError(f"{what} {shown(name)} is not package.module:name")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        return getattr(_import(module_name), attribute)
+    except Exception as error:  # whatever the module raises
         raise UserError(f"{what} {name!r}: {first_line(error)}; expected package.module:name, importable from here") from error
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last: a file there never stands in for an installed package
+        importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
+def named_code(tree: Any) -> list[tuple[str, str]]:
+    """Key and ``package.module:name`` of all code from outside the package that a config's tree would run."""
+    found = []
+    for key in ("model.name", "data.source", "train.strategy", "search.algorithm", "score.metric", "costs"):
+        section, _, leaf = key.partition(".")
+        value = tree.get(section) if isinstance(tree, Mapping) else None
+        if leaf:
+            value = value.get(leaf) if isinstance(value, Mapping) else None
+        value = value.get("name") if isinstance(value, Mapping) else value
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str) and ":" in name and not name.endswith(".json"):  # which is a table of latencies
+                found.append((key, name))
+    return found
+
+
+def refuse_untrusted(code: Iterable[tuple[str, str]], where: object, trust: bool | Collection[str]) -> None:
+    """Refuse to run code that a file names, unless somebody said that it may.
+
+    Args:
+        code: see `named_code`.
+        where: the file.
+        trust: whether all of it may be run, or which names.
+
+    Raises:
+        UserError: naming the first.
+    """
+    trusted = [] if isinstance(trust, bool) else trust
+    for key, name in code:
+        if trust is not True and name not in trusted:
+            raise UserError(f"{where}: {key} is {shown(name)}, code that would be run; if you trust it, say --trust (trust=True)")
 
 
 def find_by_name(name: str, shipped: Mapping[str, T], what: str, kind: type[Any]) -> T:
@@ -49,7 +93,7 @@ def find_by_name(name: str, shipped: Mapping[str, T], what: str, kind: type[Any]
         near = difflib.get_close_matches(name, shipped, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         valid = ", ".join(repr(key) for key in shipped)
-        raise UserError(f"{what}: {name!r} is wrong: it must be one of {valid}, or your own as package.module:name{hint}")
+        raise UserError(f"{what}: {shown(name)} is wrong: it must be one of {valid}, or your own as package.module:name{hint}")
     imported = import_object(name, what)
     is_right = issubclass(imported, kind) if isinstance(imported, type) else isinstance(imported, kind)
     if not is_right:

@@ -37,7 +37,12 @@ class ProgressBar:
         self._bar: Progress | None = None
         self._speaks = bool(label) and process_rank() == 0
         if self._speaks and sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+            )
             self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), transient=True)
             self._task = self._bar.add_task(label, total=total, completed=done, note="")
 

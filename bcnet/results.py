@@ -1,43 +1,58 @@
 """What commands find, as typed records that are written as JSON and read back checked."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from bcnet.errors import UserError
 from bcnet.files import read_json, write_json
 from bcnet.formatting import plural
 from bcnet.former import read_former_search
+from bcnet.seals import read_sealed, sealed_record
 
 
 class Record(BaseModel):
-    """A result; its fields are those of its JSON file."""
+    """A result; its fields are those of its JSON file, beside its seal. Numbers are finite, unless a record says otherwise."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants", allow_inf_nan=False)
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, whole or not at all."""
-        write_json(path, self.model_dump(mode="json"))
+        write_json(path, sealed_record(self.model_dump(mode="json")))
+
+
+class Correlation(Record):
+    """A result with statistics that are NaN where one side is constant."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
 
 R = TypeVar("R", bound=Record)
+Accuracies = Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1)]
 
 
 def read_record(path: Path, kind: type[R], what: str) -> R:
     """Read a record.
 
     Raises:
-        UserError: no such file, not JSON, or not such a record; names the field.
+        UserError: no such file, not JSON, not such a record (names the field), or damaged.
     """
-    tree = read_json(path, what)
+    return check_record(path, read_json(path, what), kind, what)
+
+
+def check_record(path: Path, tree: Any, kind: type[R], what: str) -> R:
+    """A record out of the tree of its file; arguments and mistakes as in `read_record`."""
     try:
-        return kind.model_validate(tree)
+        return kind.model_validate_json(json.dumps(read_sealed(tree)), strict=True)  # of JSON: lists are tuples, true is no number
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
         raise UserError(f"{path}: not {what}: {where}: {first['msg']}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 class EvaluatedWidths(Record):
@@ -123,6 +138,17 @@ class SearchRecord(Record):
     def _of_former_versions(cls, value: Any) -> Any:
         return read_former_search(value)
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SearchRecord":
+        known = {row.widths: row for row in self.evaluated}
+        for name in (self.best.widths, *self.front, *self.passed.values()):
+            if name not in known:
+                raise ValueError(f"{name!r} is named and was not evaluated")
+        wanted = {"flops", "params", *(budget.cost for budget in self.settings.budgets)}
+        if any(not wanted <= set(row.costs) for row in self.evaluated):
+            raise ValueError(f"evaluated widths lack one of {', '.join(sorted(wanted))}")
+        return self
+
     def keeps_budgets(self, row: EvaluatedWidths) -> bool:
         """Whether evaluated widths are within all budgets."""
         return all(row.costs[budget.cost] <= budget.limit for budget in self.settings.budgets)
@@ -168,7 +194,7 @@ class RetrainedWidth(Record):
 
     channels: list[int]
     """Of every group."""
-    acc: list[float]
+    acc: Accuracies
     """Test accuracy in per cent, one per seed."""
     seeds: list[int]
     """Of the trainings."""
@@ -250,7 +276,7 @@ class ScoreFile(Record):
     """Config, training and environment."""
 
 
-class Estimate(Record):
+class Estimate(Correlation):
     """A correlation with its 95 % bootstrap interval."""
 
     value: float
@@ -302,7 +328,7 @@ class Regret(Record):
     """What else could have been taken; ``None`` where fewer than ten networks are near the budget."""
 
 
-class Ranking(Record):
+class Ranking(Correlation):
     """``ranking.json``: scores held against ground truth."""
 
     num_networks: int
@@ -323,7 +349,7 @@ class Ranking(Record):
     """Name of the truth's file."""
 
 
-class PredictorRow(Record):
+class PredictorRow(Correlation):
     """How one predictor ranks the networks of a truth."""
 
     kendall: float
@@ -354,7 +380,7 @@ class MethodSeed(ScoredSeed):
     """``METRIC, SIDE`` -> Kendall tau-b of that score from the same evaluations."""
 
 
-class MethodResult(Record):
+class MethodResult(Correlation):
     """All supernets of a method."""
 
     strategy: str
@@ -369,7 +395,7 @@ class MethodResult(Record):
     """For every group how often its bins were trained, last seed."""
 
 
-class Comparison(Record):
+class Comparison(Correlation):
     """``compare.json``: methods and baselines against one truth."""
 
     num_networks: int

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import distributed as dist
 from torch import nn
 
-from bcnet.config import Config, differing_keys, dump_config, load_config
+from bcnet.config import Config, differing_keys, dump_config, load_config, read_yaml
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment, with_divisor
@@ -27,6 +26,7 @@ from bcnet.files import is_unused, read_json, write_json, write_text
 from bcnet.latency.timing import measure_networks
 from bcnet.machine import device_name
 from bcnet.models.factory import build_model
+from bcnet.plugins import named_code
 from bcnet.results import (
     BudgetRecord,
     EvaluatedWidths,
@@ -52,6 +52,7 @@ from bcnet.supernet.calibrate import calibrate
 from bcnet.supernet.extract import save_network
 from bcnet.supernet.supernet import Supernet
 from bcnet.training.trainer import Trainer
+from bcnet.trees import dump_yaml, parse_yaml
 
 # Sections that decide what the supernet is; the others may be changed for each command on a run.
 _FIXED_SECTIONS = ("seed", "data", "model", "space", "train")
@@ -78,7 +79,7 @@ class Run:
         """
         written = folder / "config.yaml"
         if resume and written.exists():  # as it was begun, also by versions that knew no default
-            before = load_config(written).space.divisor
+            before = load_config(written, trust=True).space.divisor  # of which nothing is run
             config = with_divisor(config, before) if before else config
         else:
             config = with_divisor(config)
@@ -88,34 +89,40 @@ class Run:
         if written.exists():
             if not resume:
                 raise UserError(f"{folder} already holds a run; continue it by --resume (in Python: resume=True), or choose another --out")
-            _refuse_changes(folder, Experiment(load_config(written)).config, run.config)
+            trusted = [name for _, name in named_code(config.model_dump())]
+            _refuse_changes(folder, Experiment(load_config(written, trust=trusted)).config, run.config)
         elif not is_unused(folder):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
         weights = _weights_hash(config)
         _refuse_other_weights(folder, weights)
+        if resume:
+            _refuse_other_classes(folder, run.experiment.data.classes)
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
         run.experiment.check_additive()  # so is what could not be scored when it is trained
         write_text(written, _dump(run.config, written), new=not written.exists())
-        write_json(folder / "environment.json", {"seed": config.seed} | weights | run.experiment.environment())
+        made_of = {"seed": config.seed, "classes": list(run.experiment.data.classes)} | weights
+        write_json(folder / "environment.json", made_of | run.experiment.environment())
         return run
 
     @classmethod
-    def open(cls, folder: Path, overrides: Sequence[str] = ()) -> "Run":
+    def open(cls, folder: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> "Run":
         """Open a run that was trained.
 
         Args:
             folder: the directory.
             overrides: other settings, such as ``score.metric=cross_entropy`` or ``device=cpu``.
+            trust: whether the code may be run that its config names, if there is any from outside bcnet.
 
         Raises:
-            UserError: not a run, or an override of what the supernet was trained with.
+            UserError: not a run, an override of what the supernet was trained with, or code that is not trusted.
         """
         written = folder / "config.yaml"
         if not written.is_file():
             raise UserError(f"{folder}: not a run directory (no config.yaml in it); train first: bcnet train CONFIG --out {folder}")
-        experiment = Experiment(load_config(written, overrides))
+        experiment = Experiment(load_config(written, overrides, trust=trust))
         if overrides:
-            _refuse_changes(folder, Experiment(load_config(written)).config, experiment.config)
+            trusted = trust or [name for _, name in named_code(experiment.config.model_dump())]
+            _refuse_changes(folder, Experiment(load_config(written, trust=trusted)).config, experiment.config)
         return cls(folder, experiment)
 
     @property
@@ -171,6 +178,7 @@ class Run:
         if not self.trainer.resume():
             command = f"bcnet train {self.folder / 'config.yaml'} --out {self.folder} --resume"
             raise UserError(f"{self.checkpoint}: no such checkpoint; train first: {command}")
+        _refuse_other_classes(self.folder, self.experiment.data.classes)
         return self.trainer
 
     def describe(self) -> dict[str, Any]:
@@ -280,8 +288,7 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """Where the run was made."""
-        file = self.folder / "environment.json"
-        return dict(read_json(file, "the environment of a run")) if file.is_file() else {}
+        return _environment(self.folder)
 
     def _record(self, name: str, kind: type[R], what: str) -> R | None:
         file = self.folder / name
@@ -495,17 +502,17 @@ class Run:
 
 def run_identity(text: str) -> str:
     """What ties a checkpoint to a ``config.yaml``: a hash of the settings that decide the supernet, as they stand there."""
-    tree = yaml.safe_load(text)
-    return hashlib.sha256(json.dumps({key: tree[key] for key in _FIXED_SECTIONS}, sort_keys=True).encode()).hexdigest()
+    tree = parse_yaml(text)
+    return hashlib.sha256(json.dumps({key: tree.get(key) for key in _FIXED_SECTIONS}, sort_keys=True).encode()).hexdigest()
 
 
 def _dump(config: Config, written: Path) -> str:
     """The text of ``config.yaml``; what decides the supernet stays as a file there has it, for the run's identity is made from that."""
-    tree = yaml.safe_load(dump_config(config))
+    tree = config.model_dump(mode="json")
     if written.exists():
-        before = yaml.safe_load(written.read_text(encoding="utf-8"))
+        before = read_yaml(written)
         tree |= {key: before[key] for key in _FIXED_SECTIONS if key in before}
-    return yaml.safe_dump(tree, sort_keys=False)
+    return dump_yaml(tree)
 
 
 def _weights_hash(config: Config) -> dict[str, str]:
@@ -515,10 +522,26 @@ def _weights_hash(config: Config) -> dict[str, str]:
 
 
 def _refuse_other_weights(folder: Path, weights: dict[str, str]) -> None:
-    file = folder / "environment.json"
-    known = read_json(file, "the environment of a run") if file.is_file() else {}
+    known = _environment(folder) if weights else {}
     if any(known.get(key, value) != value for key, value in weights.items()):
         raise UserError(f"{folder}: model.weights is another file than when the run was begun; give that one, or choose another --out")
+
+
+def _refuse_other_classes(folder: Path, classes: Sequence[str]) -> None:
+    try:
+        known = _environment(folder).get("classes", list(classes))
+    except UserError:  # damaged: it is no part of the training
+        return
+    if known != list(classes):
+        raise UserError(f"{folder}: was trained with other classes than the images of {len(classes)} classes that are there now")
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    file = folder / "environment.json"
+    known = read_json(file, "the environment of a run") if file.is_file() else {}
+    if not isinstance(known, dict):
+        raise UserError(f"{file}: not the environment of a run, which is an object")
+    return known
 
 
 def _refuse_changes(folder: Path, trained: Config, asked: Config) -> None:

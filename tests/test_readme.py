@@ -41,7 +41,7 @@ def test_a_whole_run_works_as_shown(tmp_path, monkeypatch):
     _, second = BLOCKS["python"]
     small = ["data.num_val=8", "data.image_size=32", "train.epochs=1", "train.batch_size=8", "search.evaluations=10", "device=cpu"]
     original = bcnet.load_config
-    monkeypatch.setattr(bcnet, "load_config", lambda name: original(name, [*small, "search.algorithm.population=5"]))
+    monkeypatch.setattr(bcnet, "load_config", lambda name, trust: original(name, [*small, "search.algorithm.population=5"], trust=trust))
     names: dict = {}
     exec(compile(second, "README.md", "exec"), names)
     assert names["record"].best.costs["flops"] <= names["run"].costs.range("flops")[1] / 2

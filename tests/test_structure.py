@@ -5,8 +5,8 @@ import bcnet
 
 # A module imports only from the left of this chain, or from its own package.
 CHAIN = (
-    *("version", "errors", "formatting", "former", "seeds", "locks", "files", "lines", "processes"),
-    *("plugins", "distributed", "machine", "progress", "config"),
+    *("version", "errors", "formatting", "former", "seeds", "locks", "trees", "files", "lines", "seals", "processes"),
+    *("plugins", "distributed", "machine", "progress", "tensors", "config"),
     *("data", "models", "space", "kernels", "supernet", "results", "latency", "training", "scoring", "search", "experiment", "run", "fit"),
     *("forecast", "truth", "dense", "doctor", "report", "commands", "cli", "__main__"),
 )

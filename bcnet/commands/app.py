@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=5.", show_default=False)
@@ -52,6 +52,7 @@ TruthOption = Annotated[
     str,
     typer.Option(metavar="FILE", help="Results_MobileNet.json, a CSV of widths and accuracy; or channel_bench_digits, which is built in."),
 ]
+Trust = Annotated[bool, typer.Option("--trust", help="Run the code that a config, run or list names, from outside bcnet.")]
 Say = Callable[..., None]
 
 
@@ -107,11 +108,11 @@ def runtime(device: str = "auto", *, then: str = GOES_ON) -> Iterator[Say]:
 
 
 @contextmanager
-def opened(folder: Path, overrides: Sequence[str] | None) -> "Iterator[tuple[Run, Say]]":
+def opened(folder: Path, overrides: Sequence[str] | None, trust: bool) -> "Iterator[tuple[Run, Say]]":
     """A trained run, in a prepared process."""
     from bcnet.run import Run
 
-    run = Run.open(folder, overrides or ())
+    run = Run.open(folder, overrides or (), trust=trust)
     with runtime(run.config.device) as say:
         trainer = run.trained
         if trainer.step < trainer.total_steps:
@@ -127,7 +128,7 @@ def finish(run: "Run", say: Say, *, then: str = "") -> None:
     if process_rank() == 0:
         say(f"page: {write_run_page(run)}")
         if then:
-            say(f"next: {then}", markup=False)
+            say(f"next: {then}")
 
 
 def read_widths(text: str, space: "Space") -> "list[Widths]":
@@ -141,8 +142,10 @@ def read_named_widths(text: str, space: "Space") -> "dict[str, Widths]":
     Raises:
         UserError: see `_read_widths`.
     """
+    from bcnet.files import is_file
+
     path = Path(text)
-    if ":" not in text and path.is_file():
+    if ":" not in text and is_file(path):
         return _read_widths_file(path, space)
     widths = _read_widths(text, space)
     return {text: widths[0]} if _is_resnet20_list(text, space) else {space.encode(one): one for one in widths}
@@ -214,10 +217,9 @@ def _is_resnet20_list(text: str, space: "Space") -> bool:
 
 
 def _read_widths_file(path: Path, space: "Space") -> "dict[str, Widths]":
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--widths {path}: not a text file with one width string per line") from error
+    from bcnet.files import read_text
+
+    lines = [line.strip() for line in read_text(path, "a width string a line").splitlines()]
     widths: dict[str, Widths] = {}
     for number, line in enumerate(lines, start=1):
         if line and not line.startswith("#"):

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from pydantic import BaseModel
 
 from bcnet.commands.app import Overrides, app, console
+from bcnet.trees import dump_yaml
 
 WIDTH = 120
 
@@ -22,7 +22,7 @@ def configs() -> None:
 
     names = shipped_configs()
     for name in names:
-        console.print(f"{name:<{max(map(len, names))}}  {_first_comment(shipped('configs') / f'{name}.yaml')}", markup=False)
+        console.print(f"{name:<{max(map(len, names))}}  {_first_comment(shipped('configs') / f'{name}.yaml')}")
     console.print("bcnet config NAME shows all of one, bcnet train NAME trains it; configs of another kind of search: bcnet dense --help")
 
 
@@ -42,8 +42,8 @@ def config(
     """Print a config with every field that it has, and what each means."""
     from bcnet.config import load_config
 
-    for line in _documented(load_config(name, overrides or ()), ""):
-        console.print(line, markup=False)
+    for line in _documented(load_config(name, overrides or (), trust=True), ""):
+        console.print(line)
 
 
 def _documented(section: BaseModel, indent: str) -> Iterator[str]:
@@ -57,5 +57,5 @@ def _documented(section: BaseModel, indent: str) -> Iterator[str]:
             yield f"{indent}{key}:"
             yield from _documented(value, f"{indent}  ")
         else:
-            written = yaml.safe_dump(plain[key], sort_keys=False, width=10**6, default_flow_style=True)
+            written = dump_yaml(plain[key], width=10**6, default_flow_style=True)
             yield f"{indent}{key}: {written.removesuffix('...' + chr(10)).strip()}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import RESUMES, Overrides, Say, app, console, runtime, stoppable
+from bcnet.commands.app import RESUMES, Overrides, Say, Trust, app, console, runtime, stoppable
 from bcnet.commands.latency import Amp
 from bcnet.commands.models import read_shape
 from bcnet.commands.networks import read_seeds
@@ -50,7 +50,7 @@ def _shape(config: "DenseConfig", text: str | None, classes: int | None) -> tupl
 
 
 @dense_app.command()
-def space(config: ConfigName, overrides: Overrides = None, input: Input = None, num_classes: Classes = None) -> None:
+def space(config: ConfigName, overrides: Overrides = None, input: Input = None, num_classes: Classes = None, trust: Trust = False) -> None:
     """The blocks and edges of a grid, how many paths it has, and what its networks cost."""
     from bcnet.config import load_as
     from bcnet.dense.config import DenseConfig
@@ -58,7 +58,7 @@ def space(config: ConfigName, overrides: Overrides = None, input: Input = None, 
     from bcnet.dense.grid import Grid
     from bcnet.dense.latency import read_latency
 
-    settings = load_as(DenseConfig, config, overrides or ())
+    settings = load_as(DenseConfig, config, overrides or (), trust=trust)
     grid = Grid(settings.grid)
     shape, classes = _shape(settings, input, num_classes)
     table = settings.cost.latency
@@ -103,7 +103,7 @@ def cost(
     blocks = read_net_config(text, where)
     row: dict[str, float] = dict(count_network(blocks, read_shape(input, ""), num_classes, stem_stride))
     if latency is not None:
-        table = Grid(load_as(DenseConfig, grid).grid)
+        table = Grid(load_as(DenseConfig, grid, trust=True).grid)
         row["latency"] = read_latency(latency, table).of(table.find(blocks))
     if as_json:
         sys.stdout.write(json.dumps(row) + "\n")
@@ -115,10 +115,9 @@ def cost(
 def _net_text(net: str) -> tuple[str, str]:
     if net.lstrip().startswith("["):
         return net, "net_config"
-    try:
-        return Path(net).read_text(encoding="utf-8"), net
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{net}: neither a net_config, which begins with [[, nor a text file with one") from error
+    from bcnet.files import read_text
+
+    return read_text(Path(net), "a net_config, which begins with [[, or a text file with one"), net
 
 
 @dense_app.command()
@@ -130,10 +129,11 @@ def latency(
     num_classes: Classes = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once; times are of one batch.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: as many as torch likes]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads.  [default: as many as torch likes]")] = None,
     amp: Annotated[Amp, typer.Option(help="bf16 autocast.")] = Amp.off,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for every operation; more is more precise.")] = 0.3,
     repeats: Annotated[int | None, typer.Option(min=1, help="Passes of each instead.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Measure every operation of a grid on this device, as a table that cost.latency takes."""
     if out.suffix != ".json" or out.is_dir():
@@ -147,7 +147,7 @@ def latency(
     from bcnet.dense.latency import measure_grid, read_latency
     from bcnet.machine import resolve_device
 
-    settings = load_as(DenseConfig, config, overrides or ())
+    settings = load_as(DenseConfig, config, overrides or (), trust=trust)
     grid, (shape, classes) = Grid(settings.grid), _shape(settings, input, num_classes)
     grid.map_sizes(shape)
     place = resolve_device(device)
@@ -159,7 +159,7 @@ def latency(
     table.write(out)
     low, high = GridCosts(grid, {"latency": read_latency(out, grid)}).range("latency")
     console.print(f"networks take {low:.3g} to {high:.3g} ms ({table.meta.device}, {plural(table.meta.threads, 'thread')})")
-    console.print(f"table: {out}; search with: --budget latency={(low + high) / 3:.3g}ms cost.latency={out}", markup=False)
+    console.print(f"table: {out}; search with: --budget latency={(low + high) / 3:.3g}ms cost.latency={out}")
 
 
 @dense_app.command()
@@ -169,12 +169,13 @@ def train(
     budget: BudgetText = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run directory.  [default: runs/CONFIG]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Search a grid: train its super network and architecture, and derive a network that keeps the budget."""
     from bcnet.config import load_as
     from bcnet.dense.config import DenseConfig
 
-    settings = load_as(DenseConfig, config, [*(overrides or ()), *([f"cost.budget={json.dumps(budget)}"] if budget else [])])
+    settings = load_as(DenseConfig, config, [*(overrides or ()), *([f"cost.budget={json.dumps(budget)}"] if budget else [])], trust=trust)
     folder = out or Path("runs") / "-".join(Path(config).with_suffix("").parts[-2:])
     with runtime(settings.device, then=RESUMES) as say:
         from bcnet.dense.run import DenseRun
@@ -201,7 +202,7 @@ def _derive(run: "DenseRun", budget: str | None, say: Say) -> None:
 
     record = run.derive(budget)
     for line in _found_lines(run, record):
-        say(line, markup=False)
+        say(line)
     say(collapse_sentence(record))
     say(f"page: {write_dense_page(run)}")
 
@@ -217,11 +218,11 @@ def _found_lines(run: "DenseRun", record: "DenseRecord") -> list[str]:
 
 
 @dense_app.command()
-def derive(folder: DenseFolder, overrides: Overrides = None, budget: BudgetText = None) -> None:
+def derive(folder: DenseFolder, overrides: Overrides = None, budget: BudgetText = None, trust: Trust = False) -> None:
     """Take the best network from a search, within its budget or another one; writes net_config, JSON, network and page."""
     from bcnet.dense.run import DenseRun
 
-    run = DenseRun.open(folder, overrides or ())
+    run = DenseRun.open(folder, overrides or (), trust=trust)
     with runtime(run.config.device) as say:
         searched = run.searched
         if searched.step < searched.total_steps:
@@ -236,6 +237,7 @@ def refine(
     folder: DenseFolder,
     overrides: Overrides = None,
     budget: BudgetText = None,
+    trust: Trust = False,
 ) -> None:
     """Search the widths of the network that was found, at the cost that it has: trains a width supernet in RUN/refined."""
     from bcnet.commands.app import finish
@@ -245,8 +247,8 @@ def refine(
     from bcnet.experiment import Experiment, with_divisor
     from bcnet.run import Run
 
-    found = DenseRun.open(folder).record().best
-    settings = load_config(folder / "refine.yaml", overrides or ())
+    found = DenseRun.open(folder, trust=trust).record().best
+    settings = load_config(folder / "refine.yaml", overrides or (), trust=trust)
     text = budget or f"flops={int(found.costs['flops'])}"
     with runtime(settings.device) as say:
         Experiment(with_divisor(settings)).parse_budgets([text])  # before anything is written
@@ -267,13 +269,14 @@ def retrain(
         list[str] | None,
         typer.Option("--net", metavar="NAME=NET", help="Train another network too: a net_config, or a file with one; repeatable."),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Train the network that was found from scratch over several seeds, and others beside it."""
     from bcnet.dense.run import DenseRun
     from bcnet.models.net_config import read_net_config
     from bcnet.report.dense_page import write_dense_page
 
-    run = DenseRun.open(folder, overrides or ())
+    run = DenseRun.open(folder, overrides or (), trust=trust)
     wanted = {"found": run.found()[1]}
     for entry in net or ():
         name, equals, value = entry.partition("=")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bcnet.commands.app import Overrides, app, runtime
+from bcnet.commands.app import Overrides, Trust, app, runtime
 from bcnet.commands.networks import read_seeds
 from bcnet.formatting import human, plural
 
@@ -18,12 +18,13 @@ def fit(
     config: Annotated[str | None, typer.Option(metavar="CONFIG", help="A YAML file or a shipped config with data and recipe.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write everything.  [default: runs/fit-MODEL]")] = None,
     seeds: Annotated[str, typer.Option(metavar="S,S,...", help="Seeds.")] = "0",
+    trust: Trust = False,
 ) -> None:
     """Train a network as it is, by the settings under 'retrain'; the same command goes on where it was."""
     from bcnet.config import load_config, read_overrides
 
     more = [f"model.name={model}", *(overrides or ())]
-    settings = load_config(config, more) if config is not None else read_overrides(more)
+    settings = load_config(config, more, trust=trust) if config is not None else read_overrides(more)
     folder = out or Path("runs") / f"fit-{model.replace('/', '-').replace(':', '-')}"
     wanted = read_seeds(seeds)
     with runtime(settings.device) as say:

@@ -60,7 +60,7 @@ def latency(
     widen: WidenOption = 1.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once; times are of one batch.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: as many as torch likes]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads.  [default: as many as torch likes]")] = None,
     amp: Annotated[Amp, typer.Option(help="bf16 autocast.")] = Amp.off,
     seconds_per_network: Annotated[float, typer.Option(min=0.01, help="Time for each network; more is more precise.")] = 2.0,
     backend: Annotated[
@@ -116,7 +116,7 @@ def latency(
     draw_latency(drawn, found.predicted_ms, found.measured_ms, layer_times(out, space))
     console.print(f"picture: {drawn}", markup=False)
     budget = f"latency={(table.narrowest_ms + table.full_ms) / 2:.3g}ms"
-    console.print(f"table: {out}; a budget such as {budget} wants 'costs=[{out}]'", markup=False)
+    console.print(f"table: {out}; a budget such as {budget} wants 'costs=[{out}]'")
 
 
 def _relevel(before: Path, out: Path, model: "nn.Module", space: "Space", of: "Measured", device: "torch.device", seconds: float) -> None:
@@ -125,4 +125,4 @@ def _relevel(before: Path, out: Path, model: "nn.Module", space: "Space", of: "M
     table, factor = relevel(before, model, space, of=of, device=device, seconds=seconds)
     table.write(out)
     console.print(f"full: {table.full_ms:.4g} ms, {factor:.3f} times as long as when {before} was measured")
-    console.print(f"table: {out}, all times of {before} times {factor:.3f}", markup=False)
+    console.print(f"table: {out}, all times of {before} times {factor:.3f}")

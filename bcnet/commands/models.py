@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from bcnet.commands.app import WIDTHS_HELP, app, console, read_widths, stoppable
+from bcnet.commands.app import WIDTHS_HELP, Trust, app, console, read_widths, stoppable
 from bcnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def space(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the table and the page of --all, which goes on where it was.")] = Path("survey"),
     limit: Annotated[float, typer.Option(min=1, help="Seconds for one model of --all.")] = 300.0,
+    trust: Trust = False,
 ) -> None:
     """Show the groups of a model and which layers are tied; or, with --all, what can be searched in many models."""
     from bcnet.formatting import human
@@ -150,7 +151,7 @@ def space(
         raise UserError("give the name of a MODEL, or --all timm, --all torchvision or --all FILE")
     _refuse(context, ("out", "limit") if every is None else _OF_ONE_MODEL, "only for --all" if every is None else "not for --all")
     if model is None:
-        _survey(str(every), input, out, limit)
+        _survey(str(every), input, out, limit, trust)
         return
     costs = _trace_model(model, Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or (), widen))
     groups = costs.space.groups
@@ -193,13 +194,15 @@ def _refuse(context: typer.Context, names: Sequence[str], how: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {how}")
 
 
-def _survey(every: str, input: str | None, out: Path, limit: float) -> None:
+def _survey(every: str, input: str | None, out: Path, limit: float, trust: bool) -> None:
     from bcnet.models.factory import list_models
+    from bcnet.plugins import refuse_untrusted
     from bcnet.progress import ProgressBar
     from bcnet.report.survey_page import write_survey_page
     from bcnet.supernet.survey import SurveyRow, survey
 
     names = list_models(every)
+    refuse_untrusted((("a model", name) for name in names if ":" in name), every, trust)
     shape = read_shape(input, "")
     out.mkdir(parents=True, exist_ok=True)
     bar = ProgressBar(f"space --all {every}", len(names), 0)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import OneWidth, Overrides, RunFolder, Say, app, finish, opened, widths_of_run
+from bcnet.commands.app import OneWidth, Overrides, RunFolder, Say, Trust, app, finish, opened, widths_of_run
 from bcnet.errors import UserError
 from bcnet.formatting import human, plural
 
@@ -31,16 +31,18 @@ def extract(
             help="What runs without bcnet: network.pt2 (torch.export), network.onnx.  [default: torch, and onnx where it is installed]",
         ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Write a subnet as a plain network: weights and description, a torch.export program, ONNX, and a model card."""
     from bcnet.report.model_card import write_model_card
     from bcnet.results import Speed
     from bcnet.supernet.export import FORMATS, export_network, onnx_is_installed
+    from bcnet.supernet.extract import trust_argument
 
     wanted = (
         _formats(formats, list(FORMATS)) if formats is not None else [form for form in FORMATS if form != "onnx" or onnx_is_installed()]
     )
-    with opened(folder, overrides) as (run, say):
+    with opened(folder, overrides, trust) as (run, say):
         chosen = widths_of_run(widths, run)
         network, description = run.extract(chosen, out)
         costs = f"{description['flops']:,} FLOPs, {description['params']:,} params"
@@ -54,7 +56,7 @@ def extract(
             except UserError as error:
                 failures.append(str(error))
         say(f"{write_model_card(out, description)}: what the files are and how to load them")
-        say(f'load it with: network, description = bcnet.load_network(Path("{out}"))')
+        say(f'load it with: network, description = bcnet.load_network(Path("{out}"){trust_argument(description)})')
         if formats is None and not onnx_is_installed():
             say("no ONNX: pip install 'bcnet[export]'")
         if failures:
@@ -88,9 +90,10 @@ def retrain(
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="Train the full model beside them: what do fewer FLOPs cost?")] = False,
     random: Annotated[int, typer.Option(min=0, metavar="N", help="Train so many random widths of the same FLOPs beside them.")] = 0,
+    trust: Trust = False,
 ) -> None:
     """Train widths over several seeds, each beside the uniform width of the same FLOPs; from scratch unless told otherwise."""
-    with opened(folder, overrides) as (run, say):
+    with opened(folder, overrides, trust) as (run, say):
         wanted = [widths_of_run(one.strip(), run) for one in widths.split(",")]
         if len(set(wanted)) < len(wanted):
             raise UserError(f"--widths {widths!r}: one stands there twice")

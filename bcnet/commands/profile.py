@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from bcnet.commands.app import Overrides, Say, app, console, runtime
+from bcnet.commands.app import Overrides, Say, Trust, app, console, runtime
 from bcnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,9 +27,12 @@ def profile(
     num_classes: Annotated[int, typer.Option(min=1, help="Number of logits, for a MODEL.")] = 10,
     input: Annotated[str | None, typer.Option(metavar="CxHxW", help="Shape of one image, for a MODEL.  [default: its usual one]")] = None,
     costs_only: Annotated[bool, typer.Option("--costs-only", help="Leave out time and memory, which take up to a minute.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Show what widths cost, how many meet a budget, and what training and search will take on this machine."""
-    settings = _config_of_model(config, overrides or (), images, num_classes, input) if _is_model(config) else _config(config, overrides)
+    settings = (
+        _config_of_model(config, overrides or (), images, num_classes, input) if _is_model(config) else _config(config, overrides, trust)
+    )
     with runtime(settings.device) as say:
         from bcnet.experiment import Experiment
 
@@ -39,11 +42,11 @@ def profile(
             _say_work(experiment, say)
 
 
-def _config(name: str, overrides: "list[str] | None") -> "Config":
+def _config(name: str, overrides: "list[str] | None", trust: bool) -> "Config":
     from bcnet.config import load_config
     from bcnet.experiment import with_divisor
 
-    return with_divisor(load_config(name, overrides or ()))
+    return with_divisor(load_config(name, overrides or (), trust=trust))
 
 
 def _is_model(name: str) -> bool:

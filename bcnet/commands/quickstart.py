@@ -28,18 +28,27 @@ def quickstart(
         from bcnet.truth.ground_truth import CHANNEL_BENCH_DIGITS, find_truth, load_ground_truth
 
         run = Run.create(out, settings, resume=True)
-        say(f"[bold]1/5[/bold] train one supernet ({settings.train.strategy.name}) that holds every width of {settings.model.name}")
+        say(
+            f"[bold]1/5[/bold] train one supernet ({settings.train.strategy.name}) that holds every width of {settings.model.name}",
+            markup=True,
+        )
         train_supernet(run, say)
-        say("[bold]2/5[/bold] search the best width at half the FLOPs")
+        say("[bold]2/5[/bold] search the best width at half the FLOPs", markup=True)
         best = search_widths(run, ["flops=0.5"], say).best.widths
-        say("[bold]3/5[/bold] score every width and ask ground truth (networks trained alone, ten each) how far scores can be trusted")
+        say(
+            "[bold]3/5[/bold] score every width and ask ground truth (networks trained alone, ten each) how far scores can be trusted",
+            markup=True,
+        )
         try:
             check_costs(load_ground_truth(find_truth(CHANNEL_BENCH_DIGITS)), run.costs)
             run.score(list(run.space.enumerate()), out / "scores.json")
             rank_scores(out / "scores.json", CHANNEL_BENCH_DIGITS, out, say)
         except UserError as error:
             say(f"not ranked: {error}")
-        say("[bold]4/5[/bold] train that width, the uniform one of the same FLOPs and the full model from scratch, ten seeds each")
+        say(
+            "[bold]4/5[/bold] train that width, the uniform one of the same FLOPs and the full model from scratch, ten seeds each",
+            markup=True,
+        )
         retrain_widths(run, run.space.decode(best), list(range(10)), say, full=True)
-        say("[bold]5/5[/bold] draw")
+        say("[bold]5/5[/bold] draw", markup=True)
         finish(run, say)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import Overrides, RunFolder, Say, WidthsOption, app, finish, opened, read_named_widths, read_width_string
+from bcnet.commands.app import Overrides, RunFolder, Say, Trust, WidthsOption, app, finish, opened, read_named_widths, read_width_string
 from bcnet.errors import UserError
 from bcnet.formatting import human
 
@@ -29,9 +29,10 @@ def score(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write.  [default: RUN/scores.json]")] = None,
     anchors: AnchorsOption = None,
+    trust: Trust = False,
 ) -> None:
     """Score width vectors with a trained supernet."""
-    with opened(folder, overrides) as (run, say):
+    with opened(folder, overrides, trust) as (run, say):
         _take_anchors(run, anchors, say)
         wanted = read_named_widths(widths, run.space)
         target = out or folder / "scores.json"
@@ -75,11 +76,12 @@ def search(
         str | None, typer.Option(metavar="score|score_and_cost", help="Best score, or a Pareto front.  [default: the run's]")
     ] = None,
     anchors: AnchorsOption = None,
+    trust: Trust = False,
 ) -> None:
     """Search the best width vector under budgets."""
     options = (("search.algorithm", algorithm), ("search.algorithm.init", init), ("search.algorithm.objective", objective))
     chosen = [*(overrides or ()), *(f"{key}={value}" for key, value in options if value is not None)]
-    with opened(folder, chosen) as (run, say):
+    with opened(folder, chosen, trust) as (run, say):
         _take_anchors(run, anchors, say)
         search_widths(run, budget or (), say)
         finish(run, say, then=f"bcnet extract {folder} --widths best --out network, or bcnet retrain {folder} --widths best")

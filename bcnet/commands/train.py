@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import RESUMES, Overrides, Say, app, finish, runtime
+from bcnet.commands.app import RESUMES, Overrides, Say, Trust, app, finish, runtime
 
 if TYPE_CHECKING:
     from bcnet.run import Run
@@ -17,11 +17,12 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run directory.  [default: runs/CONFIG]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Train a supernet."""
     from bcnet.config import load_config
 
-    settings = load_config(config, overrides or ())
+    settings = load_config(config, overrides or (), trust=trust)
     folder = out or Path("runs") / "-".join(Path(config).with_suffix("").parts[-2:])
     with runtime(settings.device, then=RESUMES) as say:
         from bcnet.run import Run

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bcnet.commands.app import Overrides, TruthOption, WidthsOption, app, console, read_widths, runtime
+from bcnet.commands.app import Overrides, Trust, TruthOption, WidthsOption, app, console, read_widths, runtime
 from bcnet.errors import UserError
 
 truth_app = typer.Typer(help="Ground truth: networks trained one by one.", no_args_is_help=True)
@@ -21,13 +21,14 @@ def build(
     overrides: Overrides = None,
     widths: WidthsOption = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Networks per width.")] = 3,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes.")] = os.cpu_count() or 1,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Spread the workers over this Ray cluster.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Train every width from scratch and write a ground-truth file in the format of Channel-Bench-Macro."""
     from bcnet.config import load_config
 
-    settings = load_config(config, overrides or ())
+    settings = load_config(config, overrides or (), trust=trust)
     with runtime(settings.device) as say:
         from bcnet.experiment import Experiment
         from bcnet.report.truth_page import describe_truth, truth_lines
@@ -72,6 +73,7 @@ def compare(
     competitors: Annotated[
         str, typer.Option(metavar="NAME,...|none", help="What else to ask: zero_cost, sensitivity, trained_alone.")
     ] = "zero_cost,sensitivity,trained_alone",
+    trust: Trust = False,
 ) -> None:
     """Train several methods with equal passes over the images and say which ranks widths best."""
     from bcnet.config import load_config
@@ -80,7 +82,7 @@ def compare(
     file = find_truth(truth)
     ground_truth = load_ground_truth(file)
     names, overrides = ([one for one in configs if ("=" in one) == is_setting] for is_setting in (False, True))
-    methods = {Path(name).stem: load_config(name, overrides) for name in names}
+    methods = {Path(name).stem: load_config(name, overrides, trust=trust) for name in names}
     if len(methods) < len(names):
         raise UserError("compare: two configs have the same file name; rename one")
     if not methods:

@@ -1,12 +1,16 @@
 """Image files in folders: the layouts that people have, and reading one file."""
 
+import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bcnet.errors import UserError
+from bcnet.files import is_file, read_text
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")  # none that runs a program, whatever a file is called
 _ANNOTATIONS = "val_annotations.txt"
 
 
@@ -57,17 +61,26 @@ def open_image(path: Path) -> Any:
     """
     from PIL import Image
 
+    Image.init()
     try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # of odd metadata
+            with Image.open(path, formats=[one for one in _FORMATS if one in Image.OPEN]) as file:
+                return file.convert("RGB")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: has too many pixels ({Image.MAX_IMAGE_PIXELS:,} is the most); scale or remove it") from error
+    except Exception as error:  # what a decoder raises for a damaged file is anybody's guess
         raise UserError(f"{path}: cannot be decoded as an image ({type(error).__name__}); replace or remove the file") from error
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; imagefolder wants train/ and test/ (or val/) with one folder per class")
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    names = tuple(sorted(entry.name for entry in _entries(folder) if Path(entry.path).is_dir()))
+    for name in names:
+        if not name.isprintable():
+            raise UserError(f"{folder}: the class folder {name!r} has a name that cannot be printed (line breaks, not UTF-8); rename it")
     if not names:
         raise UserError(f"{folder}: no class folders in it; imagefolder wants {folder}/CLASS/*.jpg")
     return names
@@ -86,7 +99,21 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> Files:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    images = [entry for entry in _entries(folder) if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
+    odd = next((entry.name for entry in images if not (entry.is_file(follow_symlinks=False) or is_file(Path(entry.path)))), None)
+    if odd is not None:
+        raise UserError(f"{folder / odd}: no regular file, nor a link to one; replace or remove it")
+    return sorted(Path(entry.path) for entry in images)
+
+
+def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from error
 
 
 def _annotated(folder: Path, classes: tuple[str, ...]) -> Files:
@@ -94,12 +121,12 @@ def _annotated(folder: Path, classes: tuple[str, ...]) -> Files:
     table = folder / _ANNOTATIONS
     known = {name: label for label, name in enumerate(classes)}
     paths, labels = [], []
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(table, "NAME, a tab and a class a line").splitlines(), start=1):
         name, _, rest = line.partition("\t")
         label = known.get(rest.split("\t")[0])
         if not name or label is None:
             raise UserError(f"{table}, line {number}: expected NAME, a tab and one of the classes of train, found {line[:60]!r}")
-        if not (folder / "images" / name).is_file():
+        if not is_file(folder / "images" / name):
             raise UserError(f"{table}, line {number}: {folder / 'images' / name} does not exist")
         paths.append(folder / "images" / name)
         labels.append(label)

@@ -13,8 +13,9 @@ from torch import Tensor
 from bcnet.config import DataConfig
 from bcnet.data.folder import Files, find_images, open_image
 from bcnet.errors import UserError
-from bcnet.files import cache_folder, write_atomic
-from bcnet.progress import ProgressBar
+from bcnet.files import cache_folder, is_file, write_atomic
+from bcnet.progress import ProgressBar, notice
+from bcnet.seals import check_seal, seal
 
 DIGITS_TEST_IMAGES = 800
 
@@ -131,15 +132,31 @@ def _imagefolder(root: Path, image_size: int | None) -> Source:
 def _read_folder(images: Files, image_size: int | None) -> ImageSet:
     """Decode once; later runs read the cached array."""
     folder, files, labels = images.folder, images.paths, images.labels
-    key = hashlib.sha256(f"{folder.resolve()} {image_size}".encode())
+    key = hashlib.sha256(os.fsencode(f"{folder.resolve()} {image_size}"))
     for path in files:
-        stat = path.stat()
-        key.update(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}".encode())
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        key.update(os.fsencode(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}"))
     cached = cache_folder() / f"images-{key.hexdigest()[:24]}.npy"
-    if not cached.is_file():
+    if not _is_whole(cached):
         write_atomic(cached, lambda temporary: _decode_all(files, image_size, temporary))
     array = np.load(cached, mmap_mode="c", allow_pickle=False)
     return ImageSet(torch.from_numpy(array), torch.tensor(labels))
+
+
+def _is_whole(cached: Path) -> bool:
+    """Whether the images have been decoded before, and are as they were written; what is damaged is decoded again."""
+    if not is_file(cached):
+        return False
+    try:
+        if check_seal(cached):
+            return True
+        notice(f"{cached}: has no checksum; the images are decoded again")
+    except UserError as error:
+        notice(f"{error}; the images are decoded again")
+    return False
 
 
 def _decode_all(files: list[Path], image_size: int | None, target: Path) -> None:
@@ -158,6 +175,8 @@ def _decode_all(files: list[Path], image_size: int | None, target: Path) -> None
             array[number] = image
             bar.update(number + 1)
     array.flush()
+    with target.open("r+b") as file:
+        seal(file)
 
 
 def _decode(path: Path, image_size: int | None) -> np.ndarray[Any, Any]:

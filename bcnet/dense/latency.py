@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from bcnet.dense.config import SKIP, GridConfig
@@ -25,7 +24,7 @@ from bcnet.machine import device_name
 from bcnet.models.densenas import conv_bn, make_operation
 from bcnet.models.layout import to_device
 from bcnet.progress import ProgressBar
-from bcnet.results import Record
+from bcnet.results import Record, check_record
 from bcnet.version import __version__
 
 FORMAT: Literal["bcnet-dense-latency-1"] = "bcnet-dense-latency-1"
@@ -91,11 +90,7 @@ def read_latency(path: Path, grid: Grid) -> GridCost:
     """
     tree = read_json(path, WHAT)
     if isinstance(tree, dict):
-        try:
-            known = DenseLatencyTable.model_validate(tree)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{path}: not {WHAT}: {'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from error
+        known = check_record(path, tree, DenseLatencyTable, WHAT)
         other = [name for name, value in known.meta.grid if value != getattr(grid.config, name)]
         if other:
             raise UserError(f"{path}: a table of another grid: {other[0]} is {getattr(known.meta.grid, other[0])} there")

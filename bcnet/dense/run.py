@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from bcnet.config import differing_keys, dump_config, load_as
@@ -31,6 +30,7 @@ from bcnet.results import BudgetRecord, RetrainedNetwork, read_record
 from bcnet.scoring.evaluate import evaluate
 from bcnet.space.cost import Budget
 from bcnet.supernet.extract import save_network
+from bcnet.trees import dump_yaml
 
 _FIXED_SECTIONS = ("seed", "data", "grid", "weights", "architecture", "cost")
 _WHAT = "the result of a search of a grid"
@@ -59,7 +59,7 @@ class DenseRun:
         if written.exists():
             if not resume:
                 raise UserError(f"{folder} already holds a run; continue it by --resume (in Python: resume=True), or choose another --out")
-            _refuse_changes(folder, load_as(DenseConfig, written), config)
+            _refuse_changes(folder, load_as(DenseConfig, written, trust=True), config)  # nothing of it is run
         elif not is_unused(folder):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
         run.trainer  # noqa: B018  what cannot be searched (budget, data, grid) is refused before anything is written
@@ -68,12 +68,13 @@ class DenseRun:
         return run
 
     @classmethod
-    def open(cls, folder: Path, overrides: Sequence[str] = ()) -> "DenseRun":
+    def open(cls, folder: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> "DenseRun":
         """Open a run that was searched.
 
         Args:
             folder: the directory.
             overrides: other settings of derivation and retraining.
+            trust: as of `bcnet.run.Run.open`.
 
         Raises:
             UserError: not a run of a grid, or an override of what was searched with.
@@ -81,9 +82,9 @@ class DenseRun:
         written = folder / "config.yaml"
         if not written.is_file():
             raise UserError(f"{folder}: not a run directory (no config.yaml in it); search first: bcnet dense train CONFIG --out {folder}")
-        config = load_as(DenseConfig, written, overrides)
+        config = load_as(DenseConfig, written, overrides, trust=trust)
         if overrides:
-            _refuse_changes(folder, load_as(DenseConfig, written), config)
+            _refuse_changes(folder, load_as(DenseConfig, written, trust=True), config)
         return cls(folder, DenseExperiment(config))
 
     @property
@@ -171,7 +172,7 @@ class DenseRun:
         limit = budget.cost if budget and budget.cost == "params" else "flops"
         lines = f"# The width search of the network that was found: bcnet dense refine {self.folder.name}\n"
         lines += f"# At the same cost as before: --budget {limit}={int(record.best.costs[limit])}\n"
-        write_text(self.folder / "refine.yaml", lines + yaml.safe_dump(self._refinement(net), sort_keys=False))
+        write_text(self.folder / "refine.yaml", lines + dump_yaml(self._refinement(net)))
         record.write(self.folder / "search.json")
 
     def _describe(self, net: NetConfig) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The measurement of a table: a plan of networks, each a line of a file that a later process goes on from."""
 
-import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,18 +14,19 @@ import torch
 from torch import nn
 
 from bcnet.errors import UserError
+from bcnet.files import read_bytes
 from bcnet.latency.backends import Backend, deploy
 from bcnet.latency.blocks import Block, find_blocks
 from bcnet.latency.design import cover_pairs
 from bcnet.latency.fit import ANY_SCALE, SCALES, MeasuredNetwork, check, fit_layers, fit_line, share_covered, sum_of
 from bcnet.latency.table import FORMAT, LatencyMeta, LatencyNoise, LatencyTable, describe_groups
 from bcnet.latency.timing import Clock, TimedNetwork, clock_of, random_images, visit
-from bcnet.lines import append_line
 from bcnet.locks import locked
 from bcnet.machine import device_name
 from bcnet.models.copying import copy_network
 from bcnet.models.layout import fit_layout, to_device
 from bcnet.progress import ProgressBar
+from bcnet.seals import append_sealed, read_line
 from bcnet.space.sampling import spread_sample
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.supernet import Supernet
@@ -123,10 +124,10 @@ class LatencySession:
         label = f"latency {self.settings.model}"
         with ProgressBar(label, len(self.tasks), len(self.lines)) as bar:
             if not (self.part.exists() and self.part.stat().st_size):
-                append_line(self.part, json.dumps(self.header()))
+                append_sealed(self.part, self.header())
             for number in range(len(self.lines), len(self.tasks)):
                 line = self._measure(self.tasks[number])
-                append_line(self.part, json.dumps(line))
+                append_sealed(self.part, line)
                 self.lines.append(line)
                 bar.update(number + 1, f"{line['ratio'] * line['reference_ms']:.3g} ms")
         return self.table()
@@ -171,16 +172,13 @@ class LatencySession:
 
     def _read_part(self) -> list[dict[str, Any]]:
         """The lines of networks that were measured; what a kill left of a line is cut off."""
-        try:
-            content = self.part.read_bytes() if self.part.exists() else b""
-        except OSError as error:
-            raise UserError(f"{self.part}: cannot be read ({error.strerror or error})") from error
+        content = read_bytes(self.part, "networks that were measured") if os.path.lexists(self.part) else b""
         whole = content[: content.rfind(b"\n") + 1]
         try:
-            header, *lines = [json.loads(line) for line in whole.splitlines()] or [self.header()]
+            header, *lines = [read_line(line) for line in whole.split(b"\n")[:-1]] or [self.header()]
             self._check_header(header)
             measured = [(line["kind"], line["widths"]) for line in lines]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{self.part}: is damaged; delete it to start anew") from error

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bcnet.errors import UserError, first_line
+from bcnet.files import read_text
 from bcnet.models.channel_bench import MobileNet, ResNet
 from bcnet.models.cifar import ResNet20
 from bcnet.models.densenas import ChainNetwork
@@ -89,12 +90,7 @@ def list_models(which: str) -> list[str]:
         from torchvision import models
 
         return [f"torchvision/{name}" for name in models.list_models(module=models)]
-    try:
-        names = Path(which).read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{which!r} is neither timm nor torchvision nor a file with a model's name per line ({first_line(error)})"
-        ) from error
+    names = read_text(Path(which), "timm, torchvision, or a file with a model's name per line").split()
     if not names:
         raise UserError(f"{which}: no model's name in it")
     return names

@@ -1,7 +1,5 @@
 """Trained weights of a user's own: read from the files that people have, and fitted to a model by their names."""
 
-import pickle
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 
 from bcnet.errors import UserError, first_line
 from bcnet.formatting import plural
+from bcnet.tensors import load_tensors
 
 State = dict[str, Tensor]
 
@@ -57,21 +56,14 @@ def read_weights(path: Path) -> State:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected trained weights (.pth, .pt, .th or .safetensors)")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    if path.suffix != ".safetensors":
+        return _unwrapped(load_tensors(path), path)
+    from safetensors.torch import load_file
 
-            return dict(load_file(path))
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: damaged, or holds Python objects, which could run code and are not loaded; save model.state_dict() alone"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path}: damaged or not a file of weights ({first_line(error)})") from error
+    try:
+        return dict(load_file(path))
     except Exception as error:  # safetensors raises its own type, which it does not export to type checkers
-        raise UserError(f"{path}: damaged or not a file of weights ({first_line(error)})") from error
-    return _unwrapped(tree, path)
+        raise UserError(f"{path}: damaged or not a file of tensors ({first_line(error)})") from error
 
 
 def _unwrapped(tree: Any, path: Path) -> State:

@@ -1,5 +1,6 @@
 """The card of an extracted network: what it is, what it costs, how to load it without bcnet."""
 
+import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from bcnet.files import write_text
 from bcnet.results import Speed
 from bcnet.supernet.export import ONNX, PROGRAM
-from bcnet.supernet.extract import CARD, DESCRIPTION, WEIGHTS
+from bcnet.supernet.extract import CARD, DESCRIPTION, WEIGHTS, trust_argument
 
 _USES = {
     PROGRAM: """## With PyTorch alone
@@ -31,7 +32,7 @@ session = onnxruntime.InferenceSession("network.onnx")
 ```python
 from pathlib import Path
 import bcnet
-network, description = bcnet.load_network(Path("."))
+network, description = bcnet.load_network(Path("."){TRUST})
 ```
 """,
 }
@@ -48,9 +49,9 @@ def write_model_card(folder: Path, description: Mapping[str, Any]) -> Path:
     here = [name for name in _FILES if (folder / name).exists()]
     shape = ", ".join(map(str, description["input_shape"]))
     lines = [
-        f"# {description['model']['name']}, widths {description['widths']}",
+        f"# {_plain(description['model']['name'])}, widths {description['widths']}",
         "",
-        f"Found by network width search with bcnet: {description['model']['name']} with other numbers of channels.",
+        f"Found by network width search with bcnet: {_plain(description['model']['name'])} with other numbers of channels.",
         "",
         "| | |",
         "| --- | --- |",
@@ -60,11 +61,11 @@ def write_model_card(folder: Path, description: Mapping[str, Any]) -> Path:
         f"| speed | {Speed.model_validate(description['speed']).sentence} |",
         f"| images | float32 `(N, {shape})`, pixels in 0..1, then `(pixels - mean) / std` per channel |",
         f"| mean, std | {_numbers(description['mean'])}; {_numbers(description['std'])} |",
-        f"| classes | {len(description['classes'])}: {_some(description['classes'])} |",
+        f"| classes | {len(description['classes'])}: {_plain(_some(description['classes']))} |",
         "",
         "The weights are those of the supernet, with batch norm statistics of this network; `bcnet retrain` trains it alone.",
         "",
-        *(_USES[name] for name in (PROGRAM, ONNX, WEIGHTS) if name in here),
+        *(_USES[name].replace("{TRUST}", trust_argument(description)) for name in (PROGRAM, ONNX, WEIGHTS) if name in here),
         "## Files",
         "",
         *(f"* `{name}`: {_FILES[name]}" for name in here),
@@ -73,10 +74,15 @@ def write_model_card(folder: Path, description: Mapping[str, Any]) -> Path:
         "",
         "| group | channels |",
         "| --- | --- |",
-        *(f"| {name} | {count} |" for name, count in description["channels"].items()),
+        *(f"| {_plain(name)} | {count} |" for name, count in description["channels"].items()),
     ]
     write_text(folder / CARD, "\n".join(lines) + "\n")
     return folder / CARD
+
+
+def _plain(words: str) -> str:
+    """Words that stay words in a table of Markdown."""
+    return html.escape(words, quote=False).replace("|", "\\|").replace("\n", " ")
 
 
 def _numbers(values: list[float]) -> str:

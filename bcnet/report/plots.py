@@ -36,6 +36,7 @@ plt.rcParams.update(
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
         "figure.constrained_layout.use": True,
+        "text.parse_math": False,  # names are no formulas
     }
 )
 

@@ -1,14 +1,17 @@
 """The pictures and the page of a run directory, from whatever the run holds so far."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TypeVar
 
 import numpy as np
 
+from bcnet.errors import UserError
 from bcnet.experiment import LOOKED_AT
 from bcnet.formatting import human
+from bcnet.progress import notice
 from bcnet.report import plots
 from bcnet.report.page import Page, commands, details, links, picture, table, text
 from bcnet.report.ranking_page import correlation_parts, regret_parts
@@ -16,6 +19,8 @@ from bcnet.results import EvaluatedWidths, RetrainedWidth, RetrainRecord, Search
 from bcnet.run import Run
 from bcnet.training.fairness import fairness_sentence
 from bcnet.training.watch import read_rows
+
+T = TypeVar("T")
 
 
 def write_run_page(run: Run) -> Path:
@@ -25,7 +30,7 @@ def write_run_page(run: Run) -> Path:
         f"bcnet: {config.train.strategy.name} on {config.model.name}, {config.data.source}",
         f"One weight-sharing supernet; {run.space.summary()}.",
     )
-    search = run.search_record()
+    search = _if_whole(page, run.search_record)
     if search:
         _add_found(page, run, search)
     _add_retraining(page, run)
@@ -39,11 +44,21 @@ def write_run_page(run: Run) -> Path:
     page.section(
         "How it was made",
         details("config", (folder / "config.yaml").read_text(encoding="utf-8")),
-        details("environment", json.dumps(run.environment(), indent=1)),
+        details("environment", json.dumps(_if_whole(page, run.environment), indent=1)),
     )
     target = folder / "index.html"
     page.write(target)
     return target
+
+
+def _if_whole(page: Page, read: Callable[[], T]) -> T | None:
+    """A part of the run, if it can be read; else the page says what is wrong with it, and has all the others."""
+    try:
+        return read()
+    except UserError as error:
+        notice(f"{error}; the page leaves it out")
+        page.section("Left out", text(str(error)))
+        return None
 
 
 def _add_found(page: Page, run: Run, search: SearchRecord) -> None:
@@ -63,7 +78,7 @@ def _add_found(page: Page, run: Run, search: SearchRecord) -> None:
         f"{plots.metric_label(search.settings.metric)} {best.score:.4f}, accuracy in the supernet {best.accuracy:.2%}."
     )
     plots.draw_widths(run.folder / "widths.png", [g.name for g in run.space.groups], channels)
-    speed = run.speed()
+    speed = _if_whole(page, run.speed)
     if speed is not None and speed.widths == best.widths:
         words += f" Measured: {speed.sentence}."
     places = zip(run.space.groups, run.space.decode(best.widths), *list(channels.values())[:3], strict=True)
@@ -84,7 +99,7 @@ _STARTS = {"scratch": "from scratch", "inherited": "from the supernet's weights"
 
 def _add_retraining(page: Page, run: Run) -> None:
     """Every width that was retrained so far, each beside the uniform one of its FLOPs."""
-    retrainings = run.retrainings()
+    retrainings = _if_whole(page, run.retrainings)
     if not retrainings:
         return
     entries = {}
@@ -107,10 +122,10 @@ def _add_retraining(page: Page, run: Run) -> None:
 
 def _add_together(page: Page, run: Run) -> None:
     """Width vectors trained in one network, each beside itself alone."""
-    known = run.trained_alone()
+    known = _if_whole(page, run.trained_alone) or {}
     rows = [
         (row.widths, human(row.flops), len(row.acc), fmean(row.acc), _spread(row.acc), *_alone(known.get(str(row.widths))))
-        for record in run.togethers()
+        for record in _if_whole(page, run.togethers) or ()
         for row in record.together
     ]
     if rows:
@@ -125,7 +140,7 @@ def _alone(row: RetrainedWidth | None) -> tuple[object, object]:
 
 def _add_ranking(page: Page, run: Run) -> None:
     """What ``bcnet rank`` found, if it was asked."""
-    ranking = run.ranking()
+    ranking = _if_whole(page, run.ranking)
     if ranking is None:
         return
     lead = f"The scores of {ranking.num_networks:,} width vectors against the ground truth {ranking.truth}."
@@ -195,7 +210,7 @@ def _add_training(page: Page, run: Run) -> None:
     history, counts = trainer.history, trainer.counts
     assert counts is not None
     steps = trainer.batches.steps_per_epoch
-    rows = [row for row in read_rows(run.folder / "progress.csv") if LOOKED_AT[0] in row]
+    rows = [row for row in _if_whole(page, lambda: read_rows(run.folder / "progress.csv")) or [] if LOOKED_AT[0] in row]
     looks = {name: [(row["step"] / steps, row[name]) for row in rows] for name in LOOKED_AT} if rows else {}
     plots.draw_training(run.folder / "training.png", history.loss, steps, history.passes, looks)
     names = [group.name for group in run.space.groups]

@@ -1,11 +1,13 @@
 """Evaluate networks on a set of images."""
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
 from bcnet.data.interfaces import EvalSource
+from bcnet.errors import UserError
 from bcnet.machine import autocast
 from bcnet.scoring.metrics import METRICS, Metric, Predictions
 from bcnet.supernet.layers import BATCH_NORM
@@ -69,12 +71,34 @@ def evaluate(
         bf16: autocast to bf16.
         reference: what `log_probabilities` gave for another network.
         batch_statistics: BN normalises every batch by its own statistics; for supernets, whose running ones stay what they were.
+
+    Raises:
+        UserError: a metric is not finite.
     """
     totals = Totals(1, metrics, reference, next(network.parameters()).device)
     for logits, labels in _logits(network, batches, bf16, batch_statistics):
         totals.add(logits[None], labels)
         totals.end_batch(len(labels))
-    return totals.means()[0]
+    evaluation = totals.means()[0]
+    refuse_not_finite(evaluation, "what is evaluated")
+    return evaluation
+
+
+def refuse_not_finite(evaluation: Evaluation, what: str) -> None:
+    """Refuse an evaluation that is not finite: the network was trained with too large a learning rate, or its images are wrong.
+
+    Args:
+        evaluation: of one network.
+        what: which, for the message.
+
+    Raises:
+        UserError: naming the first metric.
+    """
+    for name, value in evaluation.items():
+        if not isfinite(value):
+            raise UserError(
+                f"{what}: {name} is {value}: the network says nothing that could be measured; train it with a lower learning rate"
+            )
 
 
 def log_probabilities(network: nn.Module, batches: EvalSource, *, bf16: bool = False, batch_statistics: bool = False) -> Tensor:

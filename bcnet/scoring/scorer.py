@@ -16,7 +16,7 @@ from bcnet.errors import UserError, first_line
 from bcnet.progress import ProgressBar, notice
 from bcnet.scoring.additive import WidthEffects
 from bcnet.scoring.cache import ScoreCache
-from bcnet.scoring.evaluate import Evaluation, evaluate, log_probabilities
+from bcnet.scoring.evaluate import Evaluation, evaluate, log_probabilities, refuse_not_finite
 from bcnet.scoring.metrics import METRICS, Metric
 from bcnet.scoring.plan import NotShareable
 from bcnet.scoring.walk import Walker
@@ -144,6 +144,8 @@ class Scorer:
             evaluated = {name: one for part in of_all for name, one in part.items()}
         for widths in block:
             name = names[widths]
+            for side, one in evaluated[name].items():
+                refuse_not_finite(one, f"widths {name} on the {side}")
             if self.cache is not None and process_rank() == 0:
                 self.cache.add(name, evaluated[name])
             self.evaluations[name] = evaluated[name]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bcnet.errors import UserError
-from bcnet.files import read_json
+from bcnet.files import is_file, read_json
 from bcnet.space.widths import Layer, Segment, Space
 
 MOST_CHANNELS = 1_000_000
@@ -42,7 +42,7 @@ def read_channels(text: str) -> list[int] | dict[str, int]:
     Raises:
         UserError: no such file or entry, or something else in it. The counts themselves are looked at by `match_channels`.
     """
-    path, key = (text, "") if Path(text).is_file() else text.rpartition(":")[::2] if ":" in text else (text, "")
+    path, key = (text, "") if is_file(Path(text)) else text.rpartition(":")[::2] if ":" in text else (text, "")
     tree = read_json(Path(path), "a list of channel counts")
     entry = tree
     if key:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from bcnet.errors import UserError
 from bcnet.machine import autocast
 from bcnet.supernet.layers import BATCH_NORM
 from bcnet.supernet.supernet import Supernet
@@ -22,6 +23,9 @@ def calibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, b
         network: the network.
         batches: images ``(N, C, H, W)`` and labels, which are not used.
         bf16: autocast to bf16.
+
+    Raises:
+        UserError: statistics that are not finite.
     """
     network.eval()
     norms = [module for module in network.modules() if isinstance(module, BATCH_NORM) and module.running_mean is not None]
@@ -39,6 +43,9 @@ def calibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, b
         for norm, (momentum, track) in zip(norms, before, strict=True):
             norm.momentum, norm.track_running_stats = momentum, track
             norm.eval()
+    statistics = [part.sum() for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None]
+    if statistics and not bool(torch.stack(statistics).isfinite().all()):
+        raise UserError("batch norm statistics that were measured for a subnet are not finite; a lower learning rate may help")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bcnet.errors import UserError, first_line
-from bcnet.files import write_text
+from bcnet.files import read_table, write_text
 from bcnet.locks import locked
 from bcnet.models.factory import build_model
 from bcnet.processes import Worker, end_workers
@@ -95,16 +95,21 @@ def _survey(
 
 
 def read_survey(table: Path) -> list[SurveyRow]:
-    """The rows of a CSV file; one that was cut off while it was written is left out."""
+    """The rows of a CSV file; one that was cut off while it was written is left out.
+
+    Raises:
+        UserError: it is no such file.
+    """
     kinds: dict[str, Callable[[str], Any]] = {field.name: str for field in fields(SurveyRow)}
     kinds |= {"groups": int, "flops": int, "counter": int, "fixed": int, "share": float, "narrowest": float, "seconds": float}
     kinds["equal"] = lambda text: text == "True"
-    rows = []
-    with table.open(newline="") as file:
-        for values in csv.DictReader(file):
-            if None not in values.values() and None not in values:
-                rows.append(SurveyRow(**{key: kinds[key](value) for key, value in values.items()}))
-    return rows
+    header, *rows = read_table(table, "the table of a survey") or [list(kinds)]
+    try:
+        return [
+            SurveyRow(**{key: kinds[key](value) for key, value in zip(header, row, strict=True)}) for row in rows if len(row) == len(header)
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{table}: damaged ({first_line(error)}); delete it to start anew") from error
 
 
 def _write(table: Path, rows: Sequence[SurveyRow]) -> None:

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bcnet.config import RecipeConfig
 from bcnet.data.interfaces import TrainSource
 from bcnet.distributed import agree, process_rank, world_size
-from bcnet.errors import Interrupted, Stopped, UserError, first_line
+from bcnet.errors import Interrupted, Stopped, UserError, first_line, shown
 from bcnet.kernels.pointwise import safe_convolutions
 from bcnet.locks import locked
 from bcnet.machine import autocast, memory, seed_dropout
@@ -33,6 +33,7 @@ from bcnet.models.outputs import logits_of
 from bcnet.progress import ProgressBar
 from bcnet.seeds import STREAM_STEP, derive_seed
 from bcnet.supernet.supernet import Supernet
+from bcnet.tensors import refuse_not_finite
 from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
 from bcnet.training.fairness import TrainingCounts
 from bcnet.training.optimizer import clip_gradients, make_optimizer
@@ -282,11 +283,15 @@ class Trainer:
             part = flat[position : position + len(losses)]
             position += len(losses)
             if not all(map(math.isfinite, part)):
-                kept = f"; the last good checkpoint is {self.checkpoint}" if self.checkpoint and self.checkpoint.exists() else ""
-                raise UserError(f"the loss is {part[0]} at step {first + offset}: lower the learning rate (lr={self.recipe.lr}){kept}")
+                why = f"lower the learning rate (lr={self.recipe.lr}){self._kept}"
+                raise UserError(f"the loss is {part[0]} at step {first + offset}: {why}")
             self._record(passes, part)
             self.history.loss.append(sum(part) / len(part))
         self._pending.clear()
+
+    @property
+    def _kept(self) -> str:
+        return f"; the last good checkpoint is {self.checkpoint}" if self.checkpoint and self.checkpoint.exists() else ""
 
     def _record(self, passes: list[Pass], losses: list[float]) -> None:
         if self.records is None:
@@ -302,8 +307,14 @@ class Trainer:
     # Saving and resuming ------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the checkpoint, if there is a file for it (rank 0 only)."""
+        """Write the checkpoint, if there is a file for it (rank 0 only).
+
+        Raises:
+            UserError: weights or BN statistics are not finite, as after a last step that was too large; nothing is written.
+        """
         self._flush()
+        why = f"lower the learning rate (lr={self.recipe.lr}){self._kept}"
+        refuse_not_finite(self.model, f"the training stands at step {self.step}, where", why)
         if self.checkpoint is None or process_rank() != 0:
             return
         state: dict[str, Any] = {
@@ -339,23 +350,40 @@ class Trainer:
         if self.checkpoint is None or not self.checkpoint.exists():
             return False
         state = load_checkpoint(self.checkpoint, self.device)
-        if state["identity"] != self.identity:
+        if state.get("identity") != self.identity:
             raise UserError(f"{self.checkpoint}: belongs to a run with another config; choose another folder")
         try:
+            self._check_progress(state)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
             if self.counts is not None:
                 self.counts.restore([own.cpu().numpy() for own in state["counts"]])
+            self.step, self.history = state["step"], History(**state["history"] | {"loss": state["history"]["loss"].tolist()})
             self._restore_more(state)
-        except (RuntimeError, ValueError, KeyError) as error:
+            if self.records is not None:
+                self.records = LossRecords.from_list(self.records.most, state["records"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{self.checkpoint}: does not fit this model: {first_line(error)}") from error
-        self.step, self.history = state["step"], History(**state["history"] | {"loss": state["history"]["loss"].tolist()})
+        refuse_not_finite(self.model, str(self.checkpoint))
         self._resumed, self._announced = True, state.get("next_passes")
-        if self.records is not None:
-            self.records = LossRecords.from_list(self.records.most, state["records"])
         return True
+
+    def _check_progress(self, state: dict[str, Any]) -> None:
+        """Whether what counts the course of a training is of the right kind.
+
+        Raises:
+            ValueError: it is not.
+        """
+        step, history = state["step"], state["history"]
+        if type(step) is not int or not 0 <= step <= self.total_steps:
+            raise ValueError(f"step {shown(step)} of {self.total_steps}")
+        known = vars(self.history) | dict(history)
+        if len(known) > len(vars(self.history)) or type(known["passes"]) is not int or not isinstance(known["seconds"], float):
+            raise ValueError(f"history {shown(history)}")
+        if history["loss"].shape != (step,) or not bool(history["loss"].isfinite().all()):
+            raise ValueError(f"losses of another number than {step}, or not finite")
 
     @contextmanager
     def _catch_signals(self) -> Iterator[None]:

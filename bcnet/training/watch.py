@@ -2,14 +2,16 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from bcnet.distributed import process_rank
-from bcnet.errors import UserError
-from bcnet.files import write_text
+from bcnet.errors import UserError, first_line
+from bcnet.files import read_table, write_text
 from bcnet.lines import append_line
+from bcnet.progress import notice
 
 Row = Mapping[str, float]
 
@@ -50,9 +52,14 @@ class CsvFile:
     def _rows(self) -> list[list[str]]:
         if not self.path.is_file():
             return []
-        with self.path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
-        return [row for row in rows[1:] if len(row) == len(self.columns) and row[0].isdigit()] if rows[:1] == [list(self.columns)] else []
+        try:
+            rows = read_table(self.path, "the course of a training")
+        except UserError as error:
+            notice(f"{error}; it is begun anew")
+            return []
+        if rows[:1] != [list(self.columns)]:
+            return []
+        return [row for row in rows[1:] if len(row) == len(self.columns) and re.fullmatch("[0-9]{1,9}", row[0])]
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -60,11 +67,18 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
     Args:
         path: of the file.
+
+    Raises:
+        UserError: it is damaged.
     """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    what = "the course of a training"
+    header, *rows = read_table(path, what) or [[]]
+    try:
+        return [{name: float(value) for name, value in zip(header, row, strict=True) if value} for row in rows]
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({first_line(error)}); expected {what}") from error
 
 
 class TensorBoard:

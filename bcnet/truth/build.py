@@ -22,13 +22,14 @@ import torch
 from bcnet.config import Config
 from bcnet.errors import UserError, first_line
 from bcnet.experiment import Experiment
-from bcnet.files import write_text
-from bcnet.lines import append_line
+from bcnet.files import read_bytes, write_text
 from bcnet.locks import locked
 from bcnet.processes import work_off
 from bcnet.progress import ProgressBar
 from bcnet.scoring.evaluate import evaluate
+from bcnet.seals import append_sealed, read_line, sealed_line
 from bcnet.space.widths import Widths
+from bcnet.truth.checks import is_accuracy
 
 
 def build_truth(
@@ -55,7 +56,7 @@ def build_truth(
         raise UserError(f"{out} is there already; choose another --out, or look at it with: bcnet truth show {out}")
     experiment = Experiment(config)
     with locked(out):
-        return _build(experiment, out, Journal(journal, _identity(config, num_seeds)), widths, num_seeds, workers, ray_address)
+        return _build(experiment, out, Journal(journal, _identity(config, num_seeds), num_seeds), widths, num_seeds, workers, ray_address)
 
 
 def _build(
@@ -115,41 +116,52 @@ def _entry(experiment: Experiment, name: str, acc: list[float]) -> dict[str, Any
 
 
 class Journal:
-    """Finished widths, one JSON line each, below a line that says which build they belong to.
+    """Finished widths, one sealed JSON line each, below a line that says which build they belong to.
 
     A line that a kill left half written is cut off.
 
     Args:
         path: the file.
         identity: of the build.
+        num_seeds: accuracies of every width.
 
     Raises:
-        UserError: the file belongs to another build.
+        UserError: the file belongs to another build, or a line is damaged.
     """
 
-    def __init__(self, path: Path, identity: str) -> None:
+    def __init__(self, path: Path, identity: str, num_seeds: int) -> None:
         self.path = path
         self.accuracies: dict[str, list[float]] = {}
-        head = json.dumps({"build": identity}).encode() + b"\n"
-        whole = path.read_bytes() if path.exists() else b""
+        head = {"build": identity}
+        whole = read_bytes(path, "the journal of a build") if os.path.lexists(path) else b""
         whole = whole[: whole.rfind(b"\n") + 1]
-        if whole and not whole.startswith(head):
+        first, *lines = whole.split(b"\n")[:-1] or [sealed_line(head).strip()]
+        if _entry_of(first) != head:
             raise UserError(f"{path}: belongs to a build with another config or number of seeds; remove it or choose another --out")
-        for number, line in enumerate(whole.splitlines()[1:], start=2):
-            try:
-                entry = json.loads(line)
-                self.accuracies[entry["widths"]] = [float(a) for a in entry["acc"]]
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path}, line {number}: damaged; remove the line, its width will be trained again") from error
+        for number, line in enumerate(lines, start=2):
+            entry = _entry_of(line)
+            name, acc = entry.get("widths"), entry.get("acc")
+            if not isinstance(name, str) or not isinstance(acc, list) or len(acc) != num_seeds or not all(map(is_accuracy, acc)):
+                raise UserError(f"{path}, line {number}: damaged; remove the line, its width will be trained again")
+            self.accuracies[name] = [float(a) for a in acc]
         if path.exists():
             os.truncate(path, len(whole))
         if not whole:
-            append_line(path, head.decode().rstrip())
+            append_sealed(path, head)
 
     def add(self, name: str, acc: list[float]) -> None:
         """Keep the accuracies of one width."""
-        append_line(self.path, json.dumps({"widths": name, "acc": acc}))
+        append_sealed(self.path, {"widths": name, "acc": acc})
         self.accuracies[name] = acc
+
+
+def _entry_of(line: bytes) -> dict[str, Any]:
+    """The entry of a line; of a damaged one, nothing."""
+    try:
+        entry = read_line(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
 
 
 # The workers ----------------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from typing import Any
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; ``True`` is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    """Whether a value is a finite number; ``True`` is none, nor is what takes more than 64 bits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and abs(value) < 2**63
 
 
 def is_accuracy(value: Any) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet.errors import UserError
-from bcnet.files import read_json, shipped
+from bcnet.files import is_file, read_json, shipped
 from bcnet.truth.checks import is_accuracy, is_cost, is_number
 from bcnet.truth.other_truths import OtherTruth, read_csv_truth, read_json_truth
 
@@ -141,7 +141,7 @@ def find_truth(name: str) -> Path:
     if name == CHANNEL_BENCH_DIGITS:
         return shipped(f"benchmarks/{name}.json")
     path = Path(name)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(
             f"{name}: no such file; expected ground truth such as Results_MobileNet.json, or {CHANNEL_BENCH_DIGITS}, which is built in"
         )
@@ -166,7 +166,8 @@ def load_ground_truth(path: Path) -> GroundTruth:
     if not tree:
         raise UserError(f"{path}: holds no widths")
     meta = meta if isinstance(meta, dict) else {}
-    seeds = len(_field(next(iter(tree.values())), "acc") or ())
+    first = _field(next(iter(tree.values())), "acc")
+    seeds = len(first) if isinstance(first, list) else 0
     is_one = is_one_index(list(tree), meta)
     length = len(_digits(next(iter(tree)), is_one))
     faults = ((name, _fault(name, _digits(name, is_one), entry, seeds, length)) for name, entry in tree.items())

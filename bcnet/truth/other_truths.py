@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet.errors import UserError
+from bcnet.files import read_text
 from bcnet.truth.checks import is_accuracy, is_cost
 
 BESIDE = ("about", "meta")
@@ -92,13 +93,11 @@ def read_csv_truth(path: Path) -> OtherTruth:
     Raises:
         UserError: missing, not CSV, wrong columns, or a wrong line; names the first and says how many there are.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected {CSV_FORM}")
+    text = read_text(path, CSV_FORM)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise UserError(f"{path}: not a CSV file ({error}); expected {CSV_FORM}") from error
     if not lines:
         raise UserError(f"{path}: is empty; expected {CSV_FORM}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from bcnet.errors import UserError
 from bcnet.files import read_json
 from bcnet.results import ScoreFile
+from bcnet.seals import read_sealed
 from bcnet.truth.checks import is_cost, is_number
 from bcnet.truth.ground_truth import GroundTruth
 
@@ -21,6 +22,10 @@ def load_scores(path: Path) -> ScoreFile:
     """
     form = '{"scores": {"4432214": 0.87, ...}}'
     tree = read_json(path, f"scores such as {form}")
+    try:
+        tree = read_sealed(tree)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     scores = tree.get("scores") if isinstance(tree, dict) else None
     if not isinstance(scores, dict) or not scores:
         raise UserError(f"{path}: has no 'scores'; expected {form}")

@@ -8,6 +8,7 @@ from bcnet.latency.relevel import relevel
 from bcnet.latency.session import LatencySettings, measure_latency
 from bcnet.latency.table import Measured, load_latency
 from bcnet.models.digits import DigitsResNet
+from bcnet.seals import read_sealed
 from bcnet.space.trace import trace
 
 OF = Measured("digits/resnet", 10, (1, 8, 8))
@@ -22,7 +23,7 @@ def table(tmp_path_factory):
 
 
 def test_a_table_of_a_machine_that_was_slower_comes_back_at_the_level_of_now(table, bcnet, tmp_path):
-    tree = json.loads(table.read_text())
+    tree = read_sealed(json.loads(table.read_text()))
     slow = tmp_path / "slow.json"
     times = ("overhead_ms", "scale", "full_ms", "narrowest_ms")
     slow.write_text(json.dumps(tree | {name: 1000 * tree[name] for name in times}))
@@ -42,7 +43,7 @@ def test_another_device_or_model_is_refused(table, tmp_path):
     model = DigitsResNet()
     space = trace(model, (1, 8, 8))
     other = tmp_path / "other.json"
-    tree = json.loads(table.read_text())
+    tree = read_sealed(json.loads(table.read_text()))
     other.write_text(json.dumps(tree | {"meta": tree["meta"] | {"device": "a telephone"}}))
     with pytest.raises(UserError, match="was measured on a telephone"):
         relevel(other, model, space, of=OF, device=torch.device("cpu"), seconds=0.1)

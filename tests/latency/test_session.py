@@ -14,6 +14,7 @@ from bcnet.latency.session import LatencySession, LatencySettings, measure_laten
 from bcnet.latency.table import Measured, read_latency
 from bcnet.models.factory import build_model
 from bcnet.models.shortcut import IdentityOr
+from bcnet.seals import read_sealed
 from bcnet.space.cost import Budget, CostTable, parse_budgets
 from bcnet.supernet.proof import trace
 
@@ -70,7 +71,7 @@ def test_the_cost_is_the_sum_of_the_entries(measured, space, model):
 
 
 def test_a_budget_in_milliseconds(measured, space, tmp_path):
-    tree = json.loads(measured[1].read_text()) | {"overhead_ms": 0.25, "scale": 1.0}
+    tree = read_sealed(json.loads(measured[1].read_text())) | {"overhead_ms": 0.25, "scale": 1.0}
     for layer in tree["layers"].values():
         layer["ms"] = {key: 0.01 * sum(map(int, key.split("x"))) for key in layer["ms"]}
     (tmp_path / "table.json").write_text(json.dumps(tree))
@@ -114,12 +115,12 @@ def test_a_table_of_other_groups_is_refused(measured, model):
 
 
 def test_a_table_of_other_layers_is_refused(measured, space, tmp_path):
-    tree = json.loads(measured[1].read_text())
+    tree = read_sealed(json.loads(measured[1].read_text()))
     tree["layers"]["blocks.9"] = tree["layers"].pop("stem.0")
     (tmp_path / "odd.json").write_text(json.dumps(tree))
     with pytest.raises(UserError, match=r"layer 'blocks\.9', which this model has not"):
         load_cost(str(tmp_path / "odd.json"), space, OF)
-    tree = json.loads(measured[1].read_text())
+    tree = read_sealed(json.loads(measured[1].read_text()))
     tree["layers"]["stem.0"]["writes"] = "blocks.0.conv1.0"
     (tmp_path / "odd.json").write_text(json.dumps(tree))
     with pytest.raises(UserError, match=r"stem\.0 reads 1 channels and writes blocks.0.conv1.0, and here 1 channels and stem.0"):
@@ -146,7 +147,7 @@ def test_a_damaged_file_or_none_is_one_line(measured, space, tmp_path):
 
 
 def test_another_device_is_said_once(measured, space, tmp_path, capsys):
-    tree = json.loads(measured[1].read_text())
+    tree = read_sealed(json.loads(measured[1].read_text()))
     tree["meta"]["device"] = "Abacus 3000"
     (tmp_path / "table.json").write_text(json.dumps(tree))
     for _ in range(2):

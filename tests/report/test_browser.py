@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from bcnet.report.page import Page, details, table, text
 from bcnet.report.run_page import write_run_page
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -33,3 +34,14 @@ def test_the_page_of_a_run_in_a_browser(run, tmp_path, width):
     assert used <= available
     assert shown == images == 4
     assert fetched == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_hostile_names_run_nothing_in_a_browser(tmp_path):
+    name = "<script>document.title='ran'</script>\"><img src=x onerror=\"document.title='ran'\">"
+    page = Page("before", name)
+    page.section(name, text(name), table((name,), [(name,)]), details(name, name))
+    page.write(tmp_path / "page.html")
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
+    result = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120)
+    assert "<title>before</title>" in result.stdout, result.stderr[-1000:]

@@ -106,10 +106,10 @@ def test_a_killed_build_goes_on_and_ends_the_same(tmp_path):
 
 def test_a_journal_of_another_build_or_a_damaged_one_is_refused(tmp_path):
     path = tmp_path / "journal"
-    Journal(path, "a").add("11", [50.0])
-    assert Journal(path, "a").accuracies == {"11": [50.0]}
+    Journal(path, "a", 1).add("11", [50.0])
+    assert Journal(path, "a", 1).accuracies == {"11": [50.0]}
     with pytest.raises(UserError, match="another config"):
-        Journal(path, "b")
+        Journal(path, "b", 1)
     path.write_text(path.read_text() + "nonsense\n" + json.dumps({"widths": "12", "acc": [1.0]}) + "\n")
     with pytest.raises(UserError, match="line 3: damaged"):
-        Journal(path, "a")
+        Journal(path, "a", 1)
