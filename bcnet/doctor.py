@@ -9,11 +9,11 @@ from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 
-from bcnet.config import Config, load_as
+from bcnet.config import Config, load_as, read_yaml
 from bcnet.dense.config import DenseConfig
 from bcnet.dense.results import DenseRecord, TrainedNetwork
 from bcnet.errors import UserError, first_line
-from bcnet.files import read_json, read_yaml
+from bcnet.files import read_json
 from bcnet.locks import LOCK, TEMPORARY, leftovers
 from bcnet.results import (
     Comparison,
@@ -227,11 +227,8 @@ def _next(run: Path, findings: list[Finding]) -> str:
     states = {finding.path: finding.state for finding in findings}
     kind, trained = _kind(run), states.get(run / "checkpoint.pt")
     if kind == "fit":
-        model = (
-            json.dumps(str(load_as(Config, run / "config.yaml", trust=True).model.name))
-            if states.get(run / "config.yaml") == "whole"
-            else "MODEL"
-        )
+        config = run / "config.yaml"
+        model = json.dumps(load_as(Config, config, trust=True).model.name) if states.get(config) == "whole" else "MODEL"
         return f"bcnet fit {model.strip(chr(34))} --config {run / 'config.yaml'} --out {run}"
     if trained != "whole":
         return f"bcnet {'dense train' if kind == 'dense' else 'train'} {run / 'config.yaml'} --out {run} --resume"
