@@ -219,7 +219,7 @@ def test_damaged_runs_are_refused(bcnet, run, trained_folder, tmp_path):
     checkpoint = run.folder / "checkpoint.pt"
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[: len(whole) // 2])
-    refused(bcnet("score", run.folder, "--widths", "44444"), "truncated or not a checkpoint")
+    refused(bcnet("score", run.folder, "--widths", "44444"), "damaged", "expected a checkpoint of bcnet")
     assert bcnet("train", run.folder / "config.yaml", "--out", run.folder, "--resume")[0] == 2
     checkpoint.unlink()
     refused(bcnet("score", run.folder, "--widths", "44444"), "no such checkpoint")

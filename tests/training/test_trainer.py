@@ -155,7 +155,7 @@ def test_truncated_and_foreign_checkpoints_are_refused(tmp_path):
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(path)
     torch.save({"step": 3}, path)
-    with pytest.raises(UserError, match="not a checkpoint of bcnet"):
+    with pytest.raises(UserError, match="not a checkpoint of this version of bcnet"):
         load_checkpoint(path)
 
 
