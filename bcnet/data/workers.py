@@ -1,5 +1,7 @@
 """Batches that worker processes make ahead of time; what they make follows from the step alone, however many there are."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -51,7 +53,7 @@ class Prefetched:
         self._next = step + 1
         try:
             made = next(self._batches)
-        except RuntimeError as error:  # PyTorch's word for a worker that was killed
+        except (RuntimeError, OSError, EOFError) as error:  # of a worker that was killed: missed, or its end of a connection closed
             self.close()
             raise UserError(f"a worker that reads images died ({first_line(error)}); less memory is needed with fewer workers") from error
         if isinstance(made, _Failure):
@@ -76,7 +78,20 @@ class Prefetched:
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # else a number is drawn from the global one
         )
+        return _begun(loader)
+
+
+def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
+    """An iterator whose dead workers are noticed by who waits for a batch.
+
+    PyTorch's handler of SIGCHLD raises wherever the program happens to be; without it a dead worker is noticed within five seconds.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return batches
 
 
 class _Failure:
