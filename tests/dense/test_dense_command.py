@@ -161,7 +161,7 @@ def test_a_latency_is_measured_searched_for_and_kept(bcnet, tmp_path):
         (("space", "dense/digits", "cost.latency=nowhere.json"), "no such file; expected a latency table of a grid"),
         (("cost", "[[8, 8], 'conv9', [], 0, 1]"), "net_config, block 1: unknown operation 'conv9'"),
         (("cost", A.replace("[16, 32]", "[17, 32]")), "net_config, block 3: reads 17 channels, and the block before it gives 16"),
-        (("cost", "nowhere.txt"), "neither a net_config"),
+        (("cost", "nowhere.txt"), "no such file; expected a net_config"),
         (("derive", "nowhere"), "not a run directory"),
         (("latency", "dense/digits", "--out", "table.txt"), "ends with .json"),
     ],

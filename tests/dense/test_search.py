@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_search_or_a_damaged_one_is_refused(tmp_path):
     config = load_as(DenseConfig, "dense/digits", QUICK)
     run = DenseRun.create(tmp_path / "run", config)
     run.trainer.run(until_step=2)
-    with pytest.raises(UserError, match="already holds a run; add --resume"):
+    with pytest.raises(UserError, match="already holds a run; continue it by --resume"):
         DenseRun.create(tmp_path / "run", config)
     other = load_as(DenseConfig, "dense/digits", [*QUICK, "grid.last=40"])
     with pytest.raises(UserError, match=r"searched with another grid\.last"):

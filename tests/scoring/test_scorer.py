@@ -158,7 +158,7 @@ def test_test_images_are_never_looked_at_before_retraining(tmp_path, quick_confi
     test, val, train = (set(part.index.tolist()) for part in map(run.experiment.data.parts.get, ("test", "val", "train")))
     assert not test & (train | val)
     assert not train & val
-    assert seen["train"] <= train
+    assert seen["train"] <= train | val  # the latter by the looks at subnets, which change nothing
     assert seen["search"] <= train | val
     assert val <= seen["search"]
 
