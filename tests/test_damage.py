@@ -132,8 +132,7 @@ def test_a_journal_takes_accuracies_only(tmp_path, acc):
 
 def test_a_changed_line_of_a_journal_is_refused(tmp_path):
     path = tmp_path / "journal"
-    with Journal(path, "a", 1) as journal:
-        journal.add("11", [50.0])
+    Journal(path, "a", 1).add("11", [50.0])
     assert Journal(path, "a", 1).accuracies == {"11": [50.0]}
     path.write_bytes(path.read_bytes().replace(b"50.0", b"51.0"))
     with pytest.raises(UserError, match="line 2: damaged"):
