@@ -278,8 +278,8 @@ class TrainConfig(RecipeConfig):
     """Training of the supernet."""
 
     strategy: Named = Named(name="bcnetv2_distilled")
-    """Which subnets one step trains: ``uniform``, ``fair``, ``autoslim``, ``bcnet`` and ``bcnetv2`` as published, ``full`` (the whole
-    network alone), ``bcnet_distilled``, ``bcnetv2_distilled``, or your own as ``package.module:Class``; its settings stand under it."""
+    """Which subnets one step trains: ``uniform``, ``fair``, ``autoslim``, ``bcnet`` and ``bcnetv2`` as published, ``bcnet_distilled``,
+    ``bcnetv2_distilled``, or your own as ``package.module:Class``; settings of a strategy stand under it."""
     switchable_norms: bool = False
     """Give every BN layer of the supernet scales and shifts of its own for every width (slimmable networks), instead of shared ones."""
     switchable_classifier: bool = False

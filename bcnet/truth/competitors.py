@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,10 +22,11 @@ from bcnet.scoring.evaluate import Evaluation, evaluate
 from bcnet.scoring.zero_cost import BATCHES, PROXIES, zero_cost_scores
 from bcnet.seeds import STREAM_MODEL, STREAM_SAMPLE, derive_seed
 from bcnet.space.sampling import balanced_sample
-from bcnet.space.widths import Widths
+from bcnet.space.widths import Side, Widths
 from bcnet.supernet.importance import channel_importance
 from bcnet.supernet.order import sort_channels
 from bcnet.supernet.supernet import Supernet, narrow
+from bcnet.training.strategies import Pass, Strategy
 from bcnet.training.train_width import train_width
 
 ZERO_COST_WIDTHS = 100
@@ -46,6 +48,16 @@ class Scored:
     effects: WidthEffects
     passes: int
     seconds: float
+
+
+class WholeNetwork(Strategy):
+    """The whole network in every step, by the labels: what pruning and sensitivity analysis start from, and no way to train a supernet."""
+
+    sides: ClassVar[tuple[Side, ...]] = ("left",)
+
+    def passes(self, step: int) -> list[Pass]:
+        """The widest on the left."""
+        return [Pass(self.space.full)]
 
 
 def zero_cost(config: Config, passes: float, folder: Path) -> dict[str, Scored]:
@@ -118,7 +130,7 @@ def sensitivity(config: Config, passes: float, folder: Path) -> dict[str, Scored
         passes: over all images.
         folder: of the run.
     """
-    train = config.train.model_copy(update={"strategy": Named(name="full"), "epochs": passes})
+    train = config.train.model_copy(update={"strategy": Named(name=f"{__name__}:{WholeNetwork.__name__}"), "epochs": passes})
     score = config.score.model_copy(update={"additive": None})
     run = Run.create(folder, config.model_copy(update={"train": train, "score": score}), resume=True)
     run.train()

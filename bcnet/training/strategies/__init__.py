@@ -5,13 +5,11 @@ from bcnet.training.strategies.base import Pass, Strategy
 from bcnet.training.strategies.bcnet import BCNet, BCNetV2
 from bcnet.training.strategies.distilled import BCNetDistilled, BCNetV2Distilled
 from bcnet.training.strategies.fair import Fair
-from bcnet.training.strategies.full import Full
 from bcnet.training.strategies.uniform import Uniform
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "uniform": Uniform,
     "fair": Fair,
-    "full": Full,
     "autoslim": AutoSlim,
     "bcnet": BCNet,
     "bcnetv2": BCNetV2,
