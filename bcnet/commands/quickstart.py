@@ -18,7 +18,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write everything.")] = Path("quickstart"),
     overrides: Overrides = None,
 ) -> None:
-    """Handwritten digits on two CPU cores in a minute or two: supernet, search, how well it ranks, retraining, one page."""
+    """Handwritten digits on two CPU cores in two minutes or so: supernet, search, how well it ranks, retraining, one page."""
     from bcnet.config import load_config
 
     settings = load_config("digits/bcnetv2_distilled", overrides or ())

@@ -132,7 +132,7 @@ def sensitivity(config: Config, passes: float, folder: Path) -> dict[str, Scored
     """
     train = config.train.model_copy(update={"strategy": Named(name=f"{__name__}:{WholeNetwork.__name__}"), "epochs": passes})
     score = config.score.model_copy(update={"additive": None})
-    run = Run.create(folder, config.model_copy(update={"train": train, "score": score}), resume=True)
+    run = Run.create(folder, config.model_copy(update={"train": train, "score": score, "watch_every": 0}), resume=True)
     run.train()
     experiment, space, before = run.experiment, run.space, time.monotonic()
     network = experiment.inherited(run.supernet, space.channels(space.full))
