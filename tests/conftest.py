@@ -61,3 +61,16 @@ def benchmark_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("BCNET_DATA does not name a folder with channel-bench-macro/ in it")
     return folder
+
+
+@pytest.fixture
+def is_running():
+    """Whether a process of that number runs, a dead one that nobody asked about aside; of Linux."""
+
+    def ask(pid) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    return ask

@@ -29,14 +29,7 @@ def start(folder):
     return partial(double, folder)
 
 
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def test_every_task_is_done_once_and_nobody_stays(tmp_path):
+def test_every_task_is_done_once_and_nobody_stays(tmp_path, is_running):
     assert sorted(work_off(partial(start, tmp_path), range(5), 2)) == [0, 2, 4, 6, 8]
     assert 1 <= len(list(tmp_path.iterdir())) <= 2
     assert not any(is_running(path.name) for path in tmp_path.iterdir())
@@ -46,14 +39,14 @@ def test_every_task_is_done_once_and_nobody_stays(tmp_path):
     ("number", "kind", "words"),
     [(7, UserError, "a worker process died .SIGKILL, as when memory runs out"), (8, UserError, "eight is refused"), (9, KeyError, "nine")],
 )
-def test_a_worker_that_dies_or_raises_is_noticed(tmp_path, number, kind, words):
+def test_a_worker_that_dies_or_raises_is_noticed(tmp_path, number, kind, words, is_running):
     with pytest.raises(kind, match=words):
         list(work_off(partial(start, tmp_path), [number], 1))
     assert not any(is_running(path.name) for path in tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, is_running):
     code = (
         "import sys; from functools import partial; from pathlib import Path; import test_processes; from bcnet.processes import work_off\n"
         "if __name__ == '__main__': list(work_off(partial(test_processes.start, Path(sys.argv[1])), [200, 200], 2))"

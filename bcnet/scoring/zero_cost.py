@@ -70,9 +70,9 @@ def zen(network: nn.Module, batches: Batches) -> float:
         if isinstance(module, BATCH_NORM):
             module.register_forward_hook(look)
         elif isinstance(module, WEIGHTED):
-            nn.init.normal_(module.weight)
+            module.weight.data.copy_(torch.randn(module.weight.shape))
     images, _ = batches[0]
-    noise, step = torch.randn_like(images), torch.randn_like(images)
+    noise, step = (torch.randn(images.shape).to(images.device) for _ in range(2))
     ends = []
     with torch.no_grad():
         for one in (noise, noise + ZEN_STEP * step):
@@ -104,14 +104,17 @@ PROXIES: dict[str, Callable[[nn.Module, Batches], float]] = {
 BATCHES = 2  # that proxies see
 
 
-def zero_cost_scores(network: nn.Module, batches: Batches) -> dict[str, float]:
+def zero_cost_scores(network: nn.Module, batches: Batches, seed: int = 0) -> dict[str, float]:
     """Every proxy of a network that was not trained.
 
     Args:
         network: freshly initialised; its weights stay as they are.
         batches: two of images and labels.
+        seed: of what proxies draw; other random numbers are left as they were.
     """
-    return {name: proxy(network, batches) for name, proxy in PROXIES.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return {name: proxy(copy_network(network), batches) for name, proxy in PROXIES.items()}  # BN statistics change in them
 
 
 def _weights(network: nn.Module) -> list[Tensor]:

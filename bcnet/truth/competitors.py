@@ -80,7 +80,8 @@ def zero_cost(config: Config, passes: float, folder: Path) -> dict[str, Scored]:
 
     def measure(widths: Widths) -> dict[str, float]:
         channels = space.channels(widths)
-        each = [zero_cost_scores(narrow(model, space, channels).to(experiment.device), batches) for model in models]
+        networks = [narrow(model, space, channels).to(experiment.device) for model in models]
+        each = [zero_cost_scores(network, batches, derive_seed(seed, STREAM_MODEL, number)) for number, network in enumerate(networks)]
         return {name: float(np.mean([scores[name] for scores in each])) for name in PROXIES}
 
     known = _remembered(experiment, folder, sample, measure, "zero-cost proxies")
@@ -136,8 +137,7 @@ def sensitivity(config: Config, passes: float, folder: Path) -> dict[str, Scored
     run.train()
     experiment, space, before = run.experiment, run.space, time.monotonic()
     network = experiment.inherited(run.supernet, space.channels(space.full))
-    batches = experiment.data.eval_batches("train", score.batch_size, score.calibration_images)
-    importance = channel_importance(network, space, "taylor", batches, experiment.device)
+    importance = channel_importance(network, space, "taylor", experiment.calibration, experiment.device)
     scorer = experiment.make_scorer(Supernet(sort_channels(network, space, importance, experiment.data.input_shape), space))
     ones = [[_with(space.full, g, index) for index in group.indices] for g, group in enumerate(space.groups)]
     scores = scorer.score_many({widths for own in ones for widths in own}, "sensitivity of every group")

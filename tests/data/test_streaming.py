@@ -275,7 +275,7 @@ def workers_of(pid):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
-def test_workers_end_with_a_parent_that_is_killed(tmp_path, pictures):
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, pictures, is_running):
     script = tmp_path / "read.py"
     script.write_text(
         "import sys, time, torch\n"
@@ -298,13 +298,6 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, pictures):
     while time.monotonic() < deadline and any(is_running(pid) for pid in workers):
         time.sleep(0.05)
     assert not any(is_running(pid) for pid in workers)
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_a_worker_that_is_killed_is_one_line_and_no_hang(pictures):

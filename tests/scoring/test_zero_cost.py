@@ -77,6 +77,10 @@ def test_wider_networks_score_higher_and_are_left_as_they_were(batches):
         assert large[name] > small[name], name
     assert all(torch.equal(one, other) for one, other in zip(before, wide.parameters(), strict=True))
     assert all(map(math.isfinite, large.values()))
+    state = torch.get_rng_state()
+    assert zero_cost_scores(wide, images) == large
+    assert zero_cost_scores(wide, images, seed=1)["zen"] != large["zen"]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_zen_of_a_network_without_norms_is_how_far_its_logits_move(network, batches):
