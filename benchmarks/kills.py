@@ -123,6 +123,7 @@ WORK = {
         ("latency", "digits/resnet", "--out", "FOLDER/table.json", "--input", "1x8x8", "--repeats", "2", "--networks", "40"),
         is_measured=True,
     ),
+    "dense_latency": Work(("dense", "latency", "dense/digits", "--out", "FOLDER/grid.json", "--repeats", "2"), is_measured=True),
     "dense_train": Work(("dense", "train", *DENSE, "--budget", "flops=0.5", "--out", "FOLDER/dense", "--resume", OFTEN)),
     "dense_retrain": Work(("dense", "retrain", DENSE_RUN, "--seeds", "0,1", OFTEN)),
 }

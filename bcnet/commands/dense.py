@@ -135,7 +135,7 @@ def latency(
     repeats: Annotated[int | None, typer.Option(min=1, help="Passes of each instead.")] = None,
     trust: Trust = False,
 ) -> None:
-    """Measure every operation of a grid on this device, as a table that cost.latency takes."""
+    """Measure every operation of a grid on this device, as a table that cost.latency takes; the same command goes on if stopped."""
     if out.suffix != ".json" or out.is_dir():
         raise UserError(f"--out {out}: the name of a table ends with .json")
     import torch
@@ -154,9 +154,8 @@ def latency(
     if threads is not None:
         torch.set_num_threads(threads)
     options = {"device": place, "batch_size": batch_size, "bf16": amp is Amp.bf16, "seconds": seconds, "repeats": repeats}
-    with stoppable("nothing was written"):
-        table = measure_grid(grid, shape, classes, label="latency", **options)  # type: ignore[arg-type]
-    table.write(out)
+    with stoppable():
+        table = measure_grid(grid, shape, classes, label="latency", out=out, **options)  # type: ignore[arg-type]
     low, high = GridCosts(grid, {"latency": read_latency(out, grid)}).range("latency")
     console.print(f"networks take {low:.3g} to {high:.3g} ms ({table.meta.device}, {plural(table.meta.threads, 'thread')})")
     console.print(f"table: {out}; search with: --budget latency={(low + high) / 3:.3g}ms cost.latency={out}")

@@ -19,7 +19,9 @@ from bcnet.dense.costs import GridCost
 from bcnet.dense.grid import Grid
 from bcnet.errors import UserError
 from bcnet.files import read_json
+from bcnet.latency.part import Part
 from bcnet.latency.timing import TimedNetwork, clock_of, random_images, visit
+from bcnet.locks import locked
 from bcnet.machine import device_name
 from bcnet.models.densenas import conv_bn, make_operation
 from bcnet.models.layout import to_device
@@ -28,6 +30,7 @@ from bcnet.results import Record, check_record
 from bcnet.version import __version__
 
 FORMAT: Literal["bcnet-dense-latency-1"] = "bcnet-dense-latency-1"
+PART_FORMAT = "bcnet-dense-latency-part-1"
 WHAT = "a latency table of a grid"
 Rows = Sequence[Sequence[float]]
 
@@ -157,8 +160,11 @@ def measure_grid(
     seconds: float = 0.2,
     repeats: int | None = None,
     label: str = "",
+    out: Path,
 ) -> DenseLatencyTable:
-    """Measure every operation of a grid; each runs in turns with one and the same reference (see `bcnet.latency.timing`).
+    """Measure every operation of a grid and write its table; a process that was killed goes on where it was.
+
+    Each operation runs in turns with one and the same reference (see `bcnet.latency.timing`).
 
     Args:
         grid: its blocks.
@@ -170,9 +176,13 @@ def measure_grid(
         seconds: for every operation, the reference included.
         repeats: so many passes of each instead.
         label: shown beside the progress bar.
+        out: the table's file; what is measured on the way stands beside it, in ``OUT.part``.
 
     Returns:
         The table. Operations of the same widths, size and stride are measured once.
+
+    Raises:
+        UserError: the file to go on from is of other settings or damaged, nothing can be written, or another process measures it.
     """
     config, widths, sizes = grid.config, grid.config.widths, grid.map_sizes(image)
     clock = clock_of(device)
@@ -198,44 +208,58 @@ def measure_grid(
     wanted["stem",] = lambda: timed(nn.Sequential(*stem), image[0], image[1:])
     wanted["classifier",] = lambda: timed(nn.Linear(config.last, num_classes), config.last, ())
 
-    ratios, references, turns = {}, [], []
-    with ProgressBar(label, len(wanted)) as bar:
-        for number, (key, make) in enumerate(wanted.items(), start=1):
-            seen = visit(make(), reference, seconds=seconds, repeats=repeats)
-            ratios[key] = seen.ratio
-            references.append(seen.reference_ms)
-            turns.append(seen.turns)
-            bar.update(number, f"{seen.ratio * seen.reference_ms:.3g} ms")
-    unit = sorted(references)[len(references) // 2]
-
-    def ms(key: tuple[Any, ...]) -> float:
-        return float(ratios[key] * unit)
-
-    blocks = [
-        [
-            [[ms(key) for key in heads[edge]] for edge in grid.incoming.get(block, ())],
-            [[ms(key) for key in stacks[block]] for _ in range(grid.depth(block))] if block in stacks else [],
+    circumstances: dict[str, Any] = {
+        "grid": config,
+        "num_classes": num_classes,
+        "input": list(image),
+        "batch_size": batch_size,
+        "amp": "bf16" if bf16 else "off",
+        "device": device_name(device),
+        "device_type": "cuda" if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "clock": clock.name,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "bcnet": __version__,
+    }
+    header = {"format": PART_FORMAT, "seconds": seconds, "repeats": repeats, **circumstances, "grid": config.model_dump(mode="json")}
+    with locked(out):
+        part = Part(out.with_name(out.name + ".part"), header, {"grid": "another grid"})
+        part.check_plan([{"operation": _spell(key)} for key in wanted])
+        with ProgressBar(label, len(wanted), len(part.lines)) as bar:
+            for key, make in list(wanted.items())[len(part.lines) :]:
+                seen = visit(make(), reference, seconds=seconds, repeats=repeats)
+                part.append({"operation": _spell(key), "ratio": seen.ratio, "reference_ms": seen.reference_ms, "turns": seen.turns})
+                bar.update(len(part.lines), f"{seen.ratio * seen.reference_ms:.3g} ms")
+        unit = sorted(line["reference_ms"] for line in part.lines)[len(part.lines) // 2]
+        times = {key: float(line["ratio"] * unit) for key, line in zip(wanted, part.lines, strict=True)}
+        blocks = [
+            [
+                [[times[key] for key in heads[edge]] for edge in grid.incoming.get(block, ())],
+                [[times[key] for key in stacks[block]] for _ in range(grid.depth(block))] if block in stacks else [],
+            ]
+            for block in range(1, grid.end)
         ]
-        for block in range(1, grid.end)
-    ]
-    meta = DenseLatencyMeta(
-        grid=config,
-        num_classes=num_classes,
-        input=list(image),
-        batch_size=batch_size,
-        amp="bf16" if bf16 else "off",
-        device=device_name(device),
-        device_type="cuda" if device.type == "cuda" else "cpu",
-        threads=torch.get_num_threads(),
-        clock=clock.name,
-        turns=min(turns),
-        reference_ms=unit,
-        date=datetime.now(timezone.utc).date().isoformat(),
-        torch=str(torch.__version__),
-        python=platform.python_version(),
-        bcnet=__version__,
-    )
-    return DenseLatencyTable(format=FORMAT, meta=meta, table=[ms(("stem",)), blocks, [ms(key) for key in lasts], ms(("classifier",))])
+        meta = DenseLatencyMeta(
+            **circumstances,
+            turns=min(line["turns"] for line in part.lines),
+            reference_ms=unit,
+            date=datetime.now(timezone.utc).date().isoformat(),
+        )
+        rows = [times["stem",], blocks, [times[key] for key in lasts], times["classifier",]]
+        table = DenseLatencyTable(format=FORMAT, meta=meta, table=rows)
+        table.write(out)
+        part.path.unlink(missing_ok=True)
+    return table
+
+
+def _spell(key: tuple[Any, ...]) -> str:
+    """An operation in a word, such as ``mbconv_k3_t3:16-24/2@32x32``."""
+    name, *rest = key
+    if not rest:
+        return str(name)
+    inputs, outputs, stride, size = rest
+    return f"{name}:{inputs}-{outputs}/{stride}@{'x'.join(map(str, size))}"
 
 
 def _operation(name: str, inputs: int, outputs: int, stride: int) -> nn.Module:

@@ -1,6 +1,5 @@
 """The measurement of a table: a plan of networks, each a line of a file that a later process goes on from."""
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,12 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from bcnet.errors import UserError
-from bcnet.files import read_bytes
 from bcnet.latency.backends import Backend, deploy
 from bcnet.latency.blocks import Block, find_blocks
 from bcnet.latency.design import cover_pairs
 from bcnet.latency.fit import ANY_SCALE, SCALES, MeasuredNetwork, check, fit_layers, fit_line, share_covered, sum_of
+from bcnet.latency.part import Part
 from bcnet.latency.table import FORMAT, LatencyMeta, LatencyNoise, LatencyTable, describe_groups
 from bcnet.latency.timing import Clock, TimedNetwork, clock_of, random_images, visit
 from bcnet.locks import locked
@@ -26,7 +24,6 @@ from bcnet.machine import device_name
 from bcnet.models.copying import copy_network
 from bcnet.models.layout import fit_layout, to_device
 from bcnet.progress import ProgressBar
-from bcnet.seals import append_sealed, read_line
 from bcnet.space.sampling import spread_sample
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.supernet import Supernet
@@ -103,7 +100,7 @@ class LatencySession:
     def __init__(
         self, model: nn.Module, space: Space, settings: LatencySettings, device: torch.device, part: Path, clock: Clock | None = None
     ) -> None:
-        self.space, self.settings, self.device, self.part = space, settings, device, part
+        self.space, self.settings, self.device = space, settings, device
         self.clock = clock or clock_of(device)
         self.images = random_images(settings.input_shape, settings.batch_size, device)
         model = copy_network(model)
@@ -117,20 +114,23 @@ class LatencySession:
         some = [space.full, space.narrowest, *spread_sample(space, 3, rng)]
         self.blocks = find_blocks([self._network(widths) for widths in some], space, self.images)
         self.tasks = plan(space, self.blocks, settings, rng)
-        self.lines = self._read_part()
+        self.part = Part(part, self.header(), {"groups": "other groups"})
+        self.part.check_plan([self._task_line(task) for task in self.tasks])
 
     def run(self) -> LatencyTable:
         """Measure what is missing, and fit."""
         label = f"latency {self.settings.model}"
         with ProgressBar(label, len(self.tasks), len(self.lines)) as bar:
-            if not (self.part.exists() and self.part.stat().st_size):
-                append_sealed(self.part, self.header())
             for number in range(len(self.lines), len(self.tasks)):
                 line = self._measure(self.tasks[number])
-                append_sealed(self.part, line)
-                self.lines.append(line)
+                self.part.append(line)
                 bar.update(number + 1, f"{line['ratio'] * line['reference_ms']:.3g} ms")
         return self.table()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What was measured so far."""
+        return self.part.lines
 
     def header(self) -> dict[str, Any]:
         """What ties a file to its settings."""
@@ -165,36 +165,11 @@ class LatencySession:
             (self._timed(task.widths, layers), self.reference) if layers else (self._deployed(task.widths), self.deployed_reference)
         )
         seen = visit(subject, reference, seconds=self.settings.seconds, repeats=self.settings.repeats)
-        line = {"kind": task.kind, "widths": self.space.encode(task.widths), "ratio": seen.ratio, "reference_ms": seen.reference_ms}
+        line = self._task_line(task) | {"ratio": seen.ratio, "reference_ms": seen.reference_ms}
         return line | {"turns": seen.turns} | ({"blocks": dict(seen.blocks)} if layers else {})
 
-    # The file to go on from -----------------------------------------------------------------------------------------
-
-    def _read_part(self) -> list[dict[str, Any]]:
-        """The lines of networks that were measured; what a kill left of a line is cut off."""
-        content = read_bytes(self.part, "networks that were measured") if os.path.lexists(self.part) else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        try:
-            header, *lines = [read_line(line) for line in whole.split(b"\n")[:-1]] or [self.header()]
-            self._check_header(header)
-            measured = [(line["kind"], line["widths"]) for line in lines]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{self.part}: is damaged; delete it to start anew") from error
-        if measured != [(task.kind, self.space.encode(task.widths)) for task in self.tasks[: len(lines)]]:
-            raise UserError(f"{self.part}: holds other networks than these settings ask for; delete it to start anew")
-        if len(whole) < len(content):
-            with self.part.open("r+b") as file:
-                file.truncate(len(whole))
-        return lines
-
-    def _check_header(self, header: Mapping[str, Any]) -> None:
-        for key, wanted in self.header().items():
-            if header.get(key) != wanted:
-                known = "other groups" if key == "groups" else f"{key}={header.get(key)}"
-                here = "these" if key == "groups" else wanted
-                raise UserError(f"{self.part}: was begun with {known}, not {here}: give the same settings to go on, or delete it")
+    def _task_line(self, task: Task) -> dict[str, Any]:
+        return {"kind": task.kind, "widths": self.space.encode(task.widths)}
 
     # The table ------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from grids import all_choices, tiny
@@ -9,7 +10,10 @@ from bcnet.dense.config import DenseConfig
 from bcnet.dense.grid import Grid
 from bcnet.dense.latency import measure_grid, read_latency
 from bcnet.errors import UserError
+from bcnet.latency.part import Part
+from bcnet.latency.timing import visit
 from bcnet.models.net_config import read_net_config
+from bcnet.seals import read_line
 
 
 def shipped(name):
@@ -38,13 +42,12 @@ def test_a_table_of_another_grid_is_refused_in_a_line(published_latency, resnet_
         read_latency(published_latency, Grid(config.grid))
 
 
-def measured(**changes):
-    return measure_grid(tiny(**changes), (3, 8, 8), 5, device=torch.device("cpu"), repeats=2)
+def measured(out, **changes):
+    return measure_grid(tiny(**changes), (3, 8, 8), 5, device=torch.device("cpu"), repeats=2, out=out)
 
 
 def test_a_measured_table_is_read_back_and_holds_its_circumstances(tmp_path):
-    table, grid = measured(), tiny()
-    table.write(tmp_path / "table.json")
+    table, grid = measured(tmp_path / "table.json"), tiny()
     cost = read_latency(tmp_path / "table.json", grid)
     assert table.meta.input == [3, 8, 8]
     assert table.meta.turns == 2
@@ -73,7 +76,67 @@ def test_a_measured_table_is_read_back_and_holds_its_circumstances(tmp_path):
 )
 def test_what_is_no_table_is_refused_in_a_line(tmp_path, change, words):
     file = tmp_path / "table.json"
-    file.write_text(json.dumps(change(measured().table)))
+    file.write_text(json.dumps(change(measured(tmp_path / "measured.json").table)))
     with pytest.raises(UserError, match=words) as caught:
         read_latency(file, tiny())
     assert "\n" not in str(caught.value)
+
+
+def test_a_measurement_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    out, part = tmp_path / "table.json", tmp_path / "table.json.part"
+    visits = []
+
+    def seen(subject, reference, **options):
+        if len(visits) == 5:
+            raise KeyboardInterrupt
+        visits.append(subject)
+        return visit(subject, reference, **options)
+
+    monkeypatch.setattr("bcnet.dense.latency.visit", seen)
+    with pytest.raises(KeyboardInterrupt):
+        measured(out)
+    kept = part.read_bytes()
+    assert kept.count(b"\n") == 6  # a header and five operations
+    part.write_bytes(kept + b"half a li")
+    with pytest.raises(UserError, match="begun with num_classes=5, not 6"):
+        measure_grid(tiny(), (3, 8, 8), 6, device=torch.device("cpu"), repeats=2, out=out)
+    with pytest.raises(UserError, match="begun with another grid"):
+        measured(out, last=13)
+    assert not out.exists()
+    part.write_bytes(kept + b"half a li")
+    visits[:] = [None] * 6
+    table = measured(out)
+    fresh = len(visits) - 6
+    assert not part.exists()
+    monkeypatch.undo()
+    whole = measured(tmp_path / "whole.json")
+    assert np.shape(table.table[2]) == np.shape(whole.table[2])
+    first = [read_line(line)["ratio"] for line in kept.splitlines()[1:]]
+    times = json.dumps(table.table)
+    assert all(json.dumps(ratio * table.meta.reference_ms) in times for ratio in first)
+    assert fresh > 0
+
+
+def test_a_part_of_other_operations_is_refused(tmp_path):
+    out, part = tmp_path / "table.json", tmp_path / "table.json.part"
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bcnet.latency.part.Part.append", _stop_after(3))
+        measured(out)
+    lines = part.read_text().splitlines()
+    part.write_text("\n".join([lines[0], lines[2], lines[1], ""]))
+    with pytest.raises(UserError, match="holds other measurements than these settings ask for"):
+        measured(out)
+    part.write_text("\n".join([lines[0], lines[1][:30], lines[2], ""]))
+    with pytest.raises(UserError, match="is damaged; delete it to start anew"):
+        measured(out)
+
+
+def _stop_after(count):
+    append = Part.append
+
+    def stopping(self, line):
+        append(self, line)
+        if len(self.lines) == count:
+            raise KeyboardInterrupt
+
+    return stopping

@@ -178,7 +178,7 @@ def test_a_part_of_other_settings_or_damaged_is_refused(model, space, tmp_path):
         LatencySession(model, trace(model, (1, 8, 8), bins=2, proof=False), FEWER, CPU, part, FakeClock())
     lines = part.read_text().splitlines()
     part.write_text("\n".join([lines[0], lines[2], lines[1], ""]))
-    with pytest.raises(UserError, match="other networks"):
+    with pytest.raises(UserError, match="other measurements"):
         LatencySession(model, space, FEWER, CPU, part, FakeClock())
     part.write_text("\n".join([lines[0], lines[1][:20], lines[2], ""]))
     with pytest.raises(UserError, match="damaged"):
