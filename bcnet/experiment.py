@@ -1,7 +1,7 @@
 """The parts of an experiment, each built from the config when it is first used."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from bcnet.models.factory import build_model, default_divisor
 from bcnet.models.layout import keep_contiguous, needs_contiguous
 from bcnet.models.weights import load_weights
 from bcnet.plugins import find_by_name, import_object
-from bcnet.progress import notice
+from bcnet.progress import ProgressBar, notice
 from bcnet.scoring.additive import least_sample
 from bcnet.scoring.cache import ScoreCache
 from bcnet.scoring.evaluate import evaluate
@@ -440,23 +440,18 @@ class Experiment(Resources):
             budgets: all of which the result keeps.
             records: of the training.
         """
-        evaluations, done = self.config.search.evaluations, 0
-        most = self._algorithm.most_scored(self.space, evaluations)
-
-        def score_many(widths: Sequence[Widths]) -> dict[Widths, float]:
-            nonlocal done
-            scores = scorer.score_many(widths, f"search, {done} of at most {most} scored")
-            done += len(widths)
-            return scores
-
+        evaluations = self.config.search.evaluations
+        most = scorer.most_evaluations(self._algorithm.most_scored(self.space, evaluations))
         seed = derive_seed(self.config.seed, STREAM_SEARCH) % 2**32
         known = records.sorted() if records is not None else []
         weighed = self.config.search.cost or ""
         if weighed and weighed not in self.costs.names:
             raise UserError(f"search.cost: {weighed!r} is none of {', '.join(self.costs.names)}")
-        problem = SearchProblem(self.space, self.costs, score_many, evaluations, tuple(budgets), seed, known, weighed)
         settings = self._algorithm.Settings.model_validate(self.config.search.algorithm.settings)
-        result: SearchResult = self._algorithm.search(problem, settings, np.random.default_rng(seed))
+        with ProgressBar(f"search, at most {most} to evaluate", most) as bar:
+            score_many = partial(scorer.score_many, shown=bar)
+            problem = SearchProblem(self.space, self.costs, score_many, evaluations, tuple(budgets), seed, known, weighed)
+            result: SearchResult = self._algorithm.search(problem, settings, np.random.default_rng(seed))
         return result
 
 

@@ -5,12 +5,14 @@ import time
 from functools import cache
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from bcnet.distributed import process_rank
 from bcnet.formatting import duration
 
 _LOG_SECONDS = 30.0
+_FIRST_LINE_SECONDS = 5.0  # so that who reads a log knows within ten seconds what to expect
 
 
 @cache  # so that each message is printed once
@@ -32,7 +34,8 @@ class ProgressBar:
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.done = label, total, done
         self._start, self._first = time.monotonic(), done
-        self._shown = self._start
+        self._stepped = self._start
+        self._next_line = self._start + _FIRST_LINE_SECONDS
         self._fields = ""
         self._bar: Progress | None = None
         self._speaks = bool(label) and process_rank() == 0
@@ -43,7 +46,7 @@ class ProgressBar:
                 TaskProgressColumn(),
                 TextColumn("{task.fields[note]}", markup=False),
             )
-            self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), transient=True)
+            self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), _TimeLeft(self), transient=True)
             self._task = self._bar.add_task(label, total=total, completed=done, note="")
 
     def __enter__(self) -> "ProgressBar":
@@ -59,15 +62,41 @@ class ProgressBar:
         """Steps per second since the start of this process's work."""
         return (self.done - self._first) / max(1e-9, time.monotonic() - self._start)
 
+    def seconds_left(self) -> float | None:
+        """As long as the rest takes at the rate so far, ``None`` before the first step; counts down between steps."""
+        if self.done <= self._first:
+            return None
+        per_step = (self._stepped - self._start) / (self.done - self._first)
+        return max(0.0, per_step * (self.total - self.done) - (time.monotonic() - self._stepped))
+
+    def skip(self, steps: int) -> None:
+        """Count steps that need no work, as an earlier process did them; the time left is not reckoned from them."""
+        self._first += steps
+        self.update(self.done + steps)
+
     def update(self, done: int, note: str = "") -> None:
         """Say that ``done`` steps are done in all; ``note`` is shown beside the rate."""
+        if done > self.done:
+            self._stepped = time.monotonic()
         self.done, self._fields = done, note or self._fields
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=done, note=self._fields)
-        elif self._speaks and now - self._shown >= _LOG_SECONDS:
-            self._shown = now
-            seconds = (now - self._start) / max(1, done - self._first) * (self.total - done)
-            parts = [f"{self.label}: {done}/{self.total}", self._fields, f"{duration(seconds)} left"]
+        elif self._speaks and now >= self._next_line:
+            self._next_line = now + _LOG_SECONDS
+            left = self.seconds_left()
+            parts = [f"{self.label}: {done}/{self.total}", self._fields, "" if left is None else f"{duration(left)} left"]
             text = ", ".join(part for part in parts if part)
             print(text, file=sys.stderr, flush=True)
+
+
+class _TimeLeft(ProgressColumn):
+    """Reckoned from all steps so far: rich's own column forgets them after half a minute, and steps may take longer."""
+
+    def __init__(self, bar: ProgressBar) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        left = self.bar.seconds_left()
+        return Text("-:--:--" if left is None else duration(left), style="progress.remaining")

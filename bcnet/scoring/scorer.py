@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from math import log
 from statistics import fmean
@@ -80,18 +81,22 @@ class Scorer:
         """The score of one width vector."""
         return self.score_many([widths])[widths]
 
-    def score_many(self, wanted: Iterable[Widths], label: str = "") -> dict[Widths, float]:
+    def score_many(self, wanted: Iterable[Widths], shown: ProgressBar | str = "") -> dict[Widths, float]:
         """Scores of many width vectors; those already known are not computed again.
 
         Under torchrun every rank computes its share and gets all results; all ranks must ask for the same.
 
         Args:
             wanted: width vectors.
-            label: shown beside a progress bar; empty: none.
+            shown: a progress bar, of which each of them is a step, or the label of one of their own; empty: none.
         """
         asked = list(wanted)
-        self._evaluate_missing(self.sample or asked, label)
+        self._evaluate_missing(self.sample or asked, shown)
         return dict(zip(asked, self.read(asked), strict=True))
+
+    def most_evaluations(self, scored: int) -> int:
+        """How many width vectors have to be evaluated, at most, to score so many."""
+        return sum(not self._is_known(self.supernet.space.encode(widths)) for widths in self.sample) if self.sample else scored
 
     def read(self, wanted: Sequence[Widths], *, metric: str | None = None, sides: Sequence[Side] | None = None) -> list[float]:
         """Scores by any metric (its name) and on any of the sides, from what has been evaluated; higher is better."""
@@ -118,15 +123,18 @@ class Scorer:
         known = self.evaluations.get(name, {})
         return all(side in known and self.metric.name in known[side] for side in self.sides)
 
-    def _evaluate_missing(self, wanted: Sequence[Widths], label: str) -> None:
+    def _evaluate_missing(self, wanted: Sequence[Widths], shown: ProgressBar | str) -> None:
         names = {widths: self.supernet.space.encode(widths) for widths in wanted}
         missing = sorted(widths for widths, name in names.items() if not self._is_known(name))
         most, size, done = self._block_size(), FIRST_AT_ONCE, 0
-        with ProgressBar(label, len(missing)) as bar:
+        if isinstance(shown, ProgressBar) and not self.sample:
+            shown.skip(len(names) - len(missing))
+        with ProgressBar(shown, len(missing)) if isinstance(shown, str) else nullcontext(shown) as bar:
+            before = bar.done
             while done < len(missing):
                 block = missing[done : done + min(size, most) * world_size()]
                 start = time.monotonic()
-                self._evaluate_block(block, names, lambda part, done=done: bar.update(int(done + part)))  # type: ignore[misc]
+                self._evaluate_block(block, names, lambda part, so_far=before + done: bar.update(int(so_far + part)))  # type: ignore[misc]
                 done += len(block)
                 per_width = (time.monotonic() - start) / -(-len(block) // world_size())
                 (microseconds,) = agree([int(1e6 * per_width) + 1], next(self.supernet.parameters()).device)

@@ -153,12 +153,14 @@ class Trainer:
                 self._after_step()
                 now = time.monotonic()
                 self.history.seconds = seconds_before + now - started
+                rate = (self.step - done_before) * self.batches.batch_size / (now - started)
                 if self.step % FLUSH_STEPS == 0 or self.step == last:
                     self._flush()
-                    rate = (self.step - done_before) * self.batches.batch_size / (now - started)
                     loss = mean(self.history.loss[-FLUSH_STEPS:])
                     bar.update(self.step, f"loss {loss:.3f}, {rate:,.0f} images/s{seen}")
                     self._tell({"loss": loss, "lr": self.rate(self.step - 1), "images_per_second": rate} | memory(self.device))
+                else:  # losses are looked at now and then, but people want to know early how long it takes
+                    bar.update(self.step, f"{rate:,.0f} images/s" if self.step - done_before < FLUSH_STEPS else "")
                 if self.look is not None and (self.step == self.total_steps or self.step % self.look_steps == 0):
                     looked = self.look(self.trained)
                     seen = "".join(f", {name.replace('_', ' ')} {value:.2f}" for name, value in looked.items())
