@@ -32,9 +32,10 @@ def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTrut
     page = Page("bcnet: how well do the scores rank?", lead)
     missing = [text(f"{line[0].upper()}{line[1:]}.") for line in left_out(scores, truth, ranking)]
     page.section("Correlation with ground truth", links(folder, {"index.html": "the run"}), *correlation_parts(ranking), *missing)
-    page.section("Picture", picture(folder / "ranking.png", "score against ground truth"))
     indices = _levels(part)
     of_score, of_truth = WidthEffects.fit(indices, values), WidthEffects.fit(indices, part.mean)
+    clouds = [] if of_truth is None else [text(clouds_sentence(of_truth, indices, part))]
+    page.section("Picture", picture(folder / "ranking.png", "score against ground truth"), *clouds)
     if of_score is not None and of_truth is not None and indices.shape[1] <= MOST_GROUPS:
         plots.draw_effects(folder / "effects.png", {"score": of_score.effects / values.std(), "truth": of_truth.effects / part.mean.std()})
         shares = f"{100 * of_score.explained:.0f} % of the variance of the score and {100 * of_truth.explained:.0f} % of that"
@@ -51,6 +52,27 @@ def write_ranking_page(folder: Path, scores: dict[str, float], truth: GroundTrut
     target = folder / "ranking.html"
     page.write(target)
     return target
+
+
+def clouds_sentence(effects: WidthEffects, indices: npt.NDArray[np.int64], truth: GroundTruth) -> str:
+    """What divides the points of a picture of accuracies into clouds: the largest step between two neighbouring widths of one group.
+
+    Args:
+        effects: additive model of the accuracies.
+        indices: ``(N, groups)``, of the same networks.
+        truth: of these networks.
+    """
+    steps = np.nan_to_num(np.diff(effects.effects, axis=1))
+    group, level = np.unravel_index(np.abs(steps).argmax(), steps.shape)
+    narrow = indices[:, group] <= level + 1
+    below, above = (float(truth.mean[part].mean()) for part in (narrow, ~narrow))
+    share = min(narrow.mean(), 1 - narrow.mean())
+    at = "at its narrowest width" if level == 0 else f"at one of its {level + 1} narrowest widths"
+    return (
+        f"Where the points fall into clouds, widths of one group divide them. The largest step is that of group {group + 1} of "
+        f"{indices.shape[1]}: networks that have it {at} reach {below:.2f} % in the mean, the others {above:.2f} % "
+        f"(the smaller part is {100 * share:.0f} % of all)."
+    )
 
 
 def _regret_parts(folder: Path, scores: dict[str, float], truth: GroundTruth, ranking: Ranking) -> list[str]:
