@@ -331,6 +331,11 @@ class SearchConfig(Section):
     cost: str | None = None
     """What scores are weighed against, in a Pareto front and per cost: ``flops``, ``params`` or a cost of ``costs``. Unset: the
     first budget's, or FLOPs."""
+    short_trainings: int = Field(0, ge=0, le=MOST)
+    """Train so many width vectors for a short time, from the supernet's weights, by the recipe of ``retrain``; what they reach on held-out
+    images corrects the additive scores, and the best of them is what the search finds. 0: scores alone decide. Wants ``score.additive``."""
+    short_epochs: float = Field(0.25, gt=0, le=MOST)
+    """Epochs of each of them."""
 
 
 class BaseConfig(Section):

@@ -1,6 +1,6 @@
 """The parts of an experiment, each built from the config when it is first used."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bcnet.config import BaseConfig, Config, RecipeConfig, complete
-from bcnet.data.interfaces import DataSet, EvalSource
+from bcnet.data.interfaces import DataSet, EvalSource, Part
 from bcnet.data.load import load_data
 from bcnet.errors import UserError, first_line
 from bcnet.kernels import status
@@ -22,14 +22,16 @@ from bcnet.models.layout import keep_contiguous, needs_contiguous
 from bcnet.models.weights import load_weights
 from bcnet.plugins import find_by_name, import_object
 from bcnet.progress import ProgressBar, notice
-from bcnet.scoring.additive import least_sample
+from bcnet.scoring.additive import WidthEffects, least_sample
 from bcnet.scoring.cache import ScoreCache
-from bcnet.scoring.evaluate import evaluate
+from bcnet.scoring.evaluate import Evaluation, evaluate
 from bcnet.scoring.metrics import METRICS, Metric
 from bcnet.scoring.scorer import Scorer
 from bcnet.search import SEARCH_ALGORITHMS, SearchAlgorithm, SearchProblem, SearchResult
+from bcnet.search.predicted import best_predicted
+from bcnet.search.short_training import ShortTraining, most_important, search_by_training, widest
 from bcnet.seeds import STREAM_MODEL, STREAM_SAMPLE, STREAM_SEARCH, derive_seed
-from bcnet.space.cost import Budget, Cost, CostTable, parse_budgets
+from bcnet.space.cost import Budget, Cost, CostTable, keeps, parse_budgets
 from bcnet.space.sampling import balanced_sample, spread_sample
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.calibrate import calibrate, undisturbed
@@ -304,7 +306,14 @@ class Experiment(Resources):
             supernet.set_active_subnet(*before)
 
     def train_width(
-        self, channels: Sequence[int], seeds: Sequence[int], *, start: nn.Module | None = None, **options: Any
+        self,
+        channels: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        start: nn.Module | None = None,
+        recipe: RecipeConfig | None = None,
+        part: Part = "full_train",
+        **options: Any,
     ) -> list[nn.Module]:
         """Train networks of the given channels per group on all training images, from scratch unless told otherwise.
 
@@ -312,12 +321,14 @@ class Experiment(Resources):
             channels: of every group.
             seeds: one network each.
             start: a network of these channels, from whose weights every one starts.
+            recipe: unset: that of ``retrain``.
+            part: of the images.
             options: ``checkpoint``, ``identity`` and ``label`` of a training that is to be resumed.
 
         Returns:
             What `bcnet.training.train_width.train_width` does.
         """
-        recipe = self.config.retrain
+        recipe = recipe or self.config.retrain
 
         def first(seed: int) -> nn.Module:
             if start is not None:
@@ -326,7 +337,7 @@ class Experiment(Resources):
 
         return train_width(
             [first(seed) for seed in seeds],
-            [self.data.train_batches("full_train", recipe.batch_size, seed) for seed in seeds],
+            [self.data.train_batches(part, recipe.batch_size, seed) for seed in seeds],
             recipe,
             seeds=seeds,
             input_shape=self.data.input_shape,
@@ -453,6 +464,57 @@ class Experiment(Resources):
             problem = SearchProblem(self.space, self.costs, score_many, evaluations, tuple(budgets), seed, known, weighed)
             result: SearchResult = self._algorithm.search(problem, settings, np.random.default_rng(seed))
         return result
+
+    def check_short_trainings(self, budgets: Sequence[Budget]) -> None:
+        """Raise if trainings are asked for that could not correct scores."""
+        score = self.config.score
+        if not self.config.search.short_trainings:
+            return
+        if not score.additive or score.effects != "concave":
+            raise UserError("search.short_trainings correct an additive model: they want score.additive=N and score.effects=concave")
+        if not budgets:
+            raise UserError("search.short_trainings want a budget: without one the full width is the best")
+        if len({budget.cost for budget in budgets}) < len(budgets):
+            raise UserError("search.short_trainings are for budgets that hold together; search each of these by itself")
+
+    def search_by_training(
+        self, scorer: Scorer, best: Widths, budgets: Sequence[Budget], train: Callable[[Widths], Evaluation]
+    ) -> list[ShortTraining]:
+        """Train some width vectors for a short time, as ``search.short_trainings`` says; see `bcnet.search.short_training`.
+
+        Args:
+            scorer: of a trained supernet.
+            best: what its scores alone have found.
+            budgets: all of which hold.
+            train: trains one.
+        """
+
+        def best_of(model: WidthEffects) -> Widths:
+            return best_predicted(self.costs, budgets, model.predict, self.config.seed)
+
+        fits = partial(keeps, self.costs, budgets)
+        first = [("score", best), ("uniform", widest(fits, self.space.uniform))]
+        if self.config.model.is_trained:
+            importance = channel_importance(self.model, self.space, "l1")
+            first.append(("importance", widest(fits, partial(most_important, self.space, importance))))
+        rng = np.random.default_rng(derive_seed(self.config.seed, STREAM_SEARCH, 1))
+        count = self.config.search.short_trainings
+        return search_by_training(scorer.effects(), self.space.groups, first=first, best_of=best_of, train=train, count=count, rng=rng)
+
+    def train_shortly(self, supernet: Supernet, widths: Widths, **options: Any) -> Evaluation:
+        """What a width vector reaches on the images held out from training, trained for a short time from the supernet's weights.
+
+        Args:
+            supernet: trained.
+            widths: its width vector.
+            options: ``checkpoint``, ``identity`` and ``label`` of the training.
+        """
+        channels, epochs = self.space.channels(widths), self.config.search.short_epochs
+        recipe = self.config.retrain
+        recipe = recipe.model_copy(update={"epochs": epochs, "warmup_epochs": min(recipe.warmup_epochs, epochs / 5)})
+        start = self.inherited(supernet, channels)
+        (network,) = self.train_width(channels, [self.config.seed], start=start, recipe=recipe, part="train", **options)
+        return evaluate(network, self.data.eval_batches("val", self.config.score.batch_size), bf16=self.bf16)
 
 
 def _refuse_without_weights(config: Config) -> None:

@@ -109,10 +109,25 @@ class SearchSettings(Record):
     """Width vectors behind the additive model that predicted the scores, if one did."""
     anchors: int = 0
     """Networks whose true accuracies corrected that model; scores are accuracies in per cent then."""
+    short_epochs: float = 0.0
+    """Epochs of each short training, if there were any."""
 
     def of_algorithm(self, name: str, default: Any = None) -> Any:
         """A setting of the algorithm."""
         return (self.model_extra or {}).get(name, default)
+
+
+class ShortTrained(Record):
+    """Widths that a search trained for a short time."""
+
+    widths: str
+    """The width string."""
+    proposed_by: str
+    """``score``, ``uniform``, ``importance``, ``varied`` or ``corrected``: see `bcnet.search.short_training.ShortTraining`."""
+    accuracy: float
+    """On the images held out from training, in 0..1."""
+    cross_entropy: float
+    """On them, natural logarithm."""
 
 
 class SearchRecord(Record):
@@ -121,7 +136,7 @@ class SearchRecord(Record):
     settings: SearchSettings
     """How was searched."""
     best: EvaluatedWidths
-    """Of the highest score within all budgets."""
+    """Of the highest score within all budgets; of the least cross-entropy after a short training, where there were any."""
     front: list[str]
     """Width strings that no other beats in both score and cost, cheapest first."""
     passed: dict[str, str] = {}
@@ -130,6 +145,8 @@ class SearchRecord(Record):
     """Number of evaluated width vectors after each generation."""
     evaluated: list[EvaluatedWidths]
     """In order of evaluation."""
+    short: list[ShortTrained] = []
+    """What was trained for a short time, in order."""
     meta: dict[str, Any] = {}
     """Config, training and environment."""
 
@@ -141,13 +158,27 @@ class SearchRecord(Record):
     @model_validator(mode="after")
     def _fits_together(self) -> "SearchRecord":
         known = {row.widths: row for row in self.evaluated}
-        for name in (self.best.widths, *self.front, *self.passed.values()):
+        for name in (self.best.widths, *self.front, *self.passed.values(), *(one.widths for one in self.short)):
             if name not in known:
                 raise ValueError(f"{name!r} is named and was not evaluated")
         wanted = {"flops", "params", *(budget.cost for budget in self.settings.budgets)}
         if any(not wanted <= set(row.costs) for row in self.evaluated):
             raise ValueError(f"evaluated widths lack one of {', '.join(sorted(wanted))}")
         return self
+
+    @property
+    def short_sentence(self) -> str:
+        """What the short trainings said, if there were any: the best, and what scores or a uniform width would have been."""
+        if not self.short:
+            return ""
+        names = {"score": "the best by score alone", "uniform": "the uniform width", "importance": "the most important channels"}
+        best = next(one for one in self.short if one.widths == self.best.widths)
+        by = "corrected scores" if best.proposed_by == "corrected" else names.get(best.proposed_by, "varied scores")
+        others = [f"; {names[one.proposed_by]}: {one.accuracy:.2%}" for one in self.short if one.proposed_by in names and one is not best]
+        return (
+            f"{len(self.short)} width vectors were trained for {self.settings.short_epochs:g} epochs each, from the supernet's weights. "
+            f"Of least cross-entropy on held-out images is {best.widths}, proposed by {by}, accuracy {best.accuracy:.2%}{''.join(others)}"
+        )
 
     def keeps_budgets(self, row: EvaluatedWidths) -> bool:
         """Whether evaluated widths are within all budgets."""

@@ -38,15 +38,17 @@ from bcnet.results import (
     ScoreFile,
     SearchRecord,
     SearchSettings,
+    ShortTrained,
     Speed,
     Start,
     TogetherRecord,
     read_record,
 )
 from bcnet.scoring.cache import ScoreCache
-from bcnet.scoring.evaluate import evaluate
+from bcnet.scoring.evaluate import Evaluation, evaluate
 from bcnet.scoring.scorer import Scorer
-from bcnet.space.cost import CostTable
+from bcnet.search.short_training import ShortTraining
+from bcnet.space.cost import Budget, CostTable
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.calibrate import calibrate
 from bcnet.supernet.extract import save_network
@@ -238,13 +240,18 @@ class Run:
             UserError: a budget out of reach, refused before any work.
         """
         budgets = self.experiment.parse_budgets(budget_texts)
+        self.experiment.check_short_trainings(budgets)
         scorer = self.scorer
         result = self.experiment.search(scorer, budgets, self.trained.records)
-        accuracies = [min(1.0, max(0.0, value)) for value in scorer.read(list(result.scores), metric="accuracy")]  # may be predictions
+        short = self._search_by_training(result.best, budgets) if self.config.search.short_trainings else []
+        evaluated = list(dict.fromkeys([*result.scores, *(one.widths for one in short)]))
+        accuracies = [min(1.0, max(0.0, value)) for value in scorer.read(evaluated, metric="accuracy")]  # may be predictions
+        scores = scorer.read(evaluated) if short else [result.scores[widths] for widths in evaluated]
         rows = {
             widths: EvaluatedWidths(widths=self.space.encode(widths), score=score, accuracy=accuracy, costs=self.costs.all_of(widths))
-            for (widths, score), accuracy in zip(result.scores.items(), accuracies, strict=True)
+            for widths, score, accuracy in zip(evaluated, scores, accuracies, strict=True)
         }
+        best = min(short, key=lambda one: one.cross_entropy).widths if short else result.best
         algorithm = self.config.search.algorithm
         settings = SearchSettings.model_validate(
             {
@@ -256,20 +263,59 @@ class Run:
                 "metric": self.experiment.metric.name,
                 "additive": self.config.score.additive,
                 "anchors": len(scorer.anchors),
+                "short_epochs": self.config.search.short_epochs if short else 0.0,
             }
         )
         record = SearchRecord(
             settings=settings,
-            best=rows[result.best],
+            best=rows[best],
             front=[self.space.encode(widths) for widths in result.front],
             passed={budget.text: self.space.encode(widths) for budget, widths in zip(budgets, result.passed, strict=True)},
             generations=result.generations,
             evaluated=list(rows.values()),
+            short=[
+                ShortTrained(
+                    widths=self.space.encode(one.widths),
+                    proposed_by=one.proposed_by,
+                    accuracy=one.accuracy,
+                    cross_entropy=one.cross_entropy,
+                )
+                for one in short
+            ],
             meta=self.describe(),
         )
         if process_rank() == 0:
             record.write(self.folder / "search.json")
         return record
+
+    def _search_by_training(self, best: Widths, budgets: Sequence[Budget]) -> list[ShortTraining]:
+        """Short trainings of a search; those that were done before are known."""
+        experiment, epochs = self.experiment, self.config.search.short_epochs
+        identity = self._retrain_identity([epochs, "short, from", self._supernet_hash], self.config.seed)
+        known = ScoreCache(self.folder / "scores" / f"short-{identity[:16]}.jsonl")
+        checkpoint = self.folder / "scores" / f"short-{identity[:16]}.pt"
+        count = self.config.search.short_trainings
+
+        def train(widths: Widths) -> Evaluation:
+            nonlocal count
+            name = self.space.encode(widths)
+            if name not in known.evaluations:
+                trained = experiment.train_shortly(
+                    self.supernet,
+                    widths,
+                    checkpoint=checkpoint,
+                    checkpoint_seconds=min(20.0, self.config.checkpoint_seconds),
+                    identity=f"{identity} {name}",
+                    label=f"short training of {name}, {count} to do",
+                )
+                if process_rank() == 0:
+                    known.add(name, {"left": trained})  # the side whose weights it started from
+                    checkpoint.unlink(missing_ok=True)
+                known.evaluations[name] = {"left": trained}
+            count -= 1
+            return known.evaluations[name]["left"]
+
+        return experiment.search_by_training(self.scorer, best, budgets, train)
 
     # What was found so far, for pages ---------------------------------------------------------------------------------
 

@@ -76,10 +76,21 @@ def search(
         str | None, typer.Option(metavar="score|score_and_cost", help="Best score, or a Pareto front.  [default: the run's]")
     ] = None,
     anchors: AnchorsOption = None,
+    short_trainings: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, help="Train N widths for a short time from the supernet's weights; the best of them is found.  [default: 0]"
+        ),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Search the best width vector under budgets."""
-    options = (("search.algorithm", algorithm), ("search.algorithm.init", init), ("search.algorithm.objective", objective))
+    options: tuple[tuple[str, object], ...] = (
+        ("search.algorithm", algorithm),
+        ("search.algorithm.init", init),
+        ("search.algorithm.objective", objective),
+        ("search.short_trainings", short_trainings),
+    )
     chosen = [*(overrides or ()), *(f"{key}={value}" for key, value in options if value is not None)]
     with opened(folder, chosen, trust) as (run, say):
         _take_anchors(run, anchors, say)
@@ -126,7 +137,10 @@ def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord
     chance = 1 / len(run.experiment.data.classes)
     if best.accuracy < 1.5 * chance:
         say(f"the supernet has learned next to nothing (chance is {chance:.0%}), so its scores mean little: train longer")
-    say(f"best of {len(record.evaluated):,} {scored}: {best.widths}, {words}, {costs}")
+    what = f"best of {len(record.short):,} trained for a short time" if record.short else f"best of {len(record.evaluated):,} {scored}"
+    say(f"{what}: {best.widths}, {words}, {costs}")
+    if record.short:
+        say(record.short_sentence)
     if process_rank() == 0:
         speed = run.measure(run.space.decode(best.widths))
         speed.write(run.folder / "speed.json")

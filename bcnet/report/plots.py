@@ -186,6 +186,28 @@ def draw_search(path: Path, search: SearchRecord) -> None:
     _two_panels(path, (9, 3.6), (3, 2), draw)
 
 
+def draw_short(path: Path, search: SearchRecord) -> None:
+    """Held-out accuracy of what a search trained for a short time, in order, by who proposed it; and the best so far."""
+    proposers = {
+        "score": ("score alone", BLUE),
+        "uniform": ("uniform width", GREY),
+        "importance": ("importance of channels", GREEN),
+        "varied": ("varied scores", "#a78bfa"),
+        "corrected": ("corrected scores", ORANGE),
+    }
+    figure, axes = plt.subplots(figsize=(7, 3.4))
+    y = np.array([100 * one.accuracy for one in search.short])
+    places = np.arange(len(y)) + 1
+    axes.step(places, np.maximum.accumulate(y), where="post", color="black", linewidth=0.8, label="best so far")
+    for name, (label, colour) in proposers.items():
+        own = np.array([one.proposed_by == name for one in search.short])
+        if own.any():
+            axes.plot(places[own], y[own], marker="o", linestyle="", color=colour, label=label)
+    axes.set(xlabel="short trainings", ylabel="held-out accuracy [%]")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
 def draw_widths(path: Path, names: Sequence[str], channels: dict[str, Sequence[int]]) -> None:
     """Channels of every group for several networks, from the input on; the first network is drawn as the frame."""
     place = np.arange(len(names))

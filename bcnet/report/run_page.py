@@ -247,6 +247,16 @@ def _add_search(page: Page, run: Run, search: SearchRecord) -> None:
     parts = [text(words), text(spread), picture(run.folder / "search.png", "search")]
     if len(search.passed) > 1:
         parts += [text("The best within each budget alone:"), _evaluated(search.rows(search.passed.values()), list(search.passed))]
+    if search.short:
+        plots.draw_short(run.folder / "short.png", search)
+        short = sorted(search.short, key=lambda one: one.cross_entropy)
+        rows = zip(short, search.rows([one.widths for one in short]), strict=True)
+        cells = [
+            (one.widths, one.proposed_by, f"{one.accuracy:.2%}", one.cross_entropy, row.score, human(row.costs["flops"]))
+            for one, row in rows
+        ]
+        header = ("widths", "proposed by", "held-out accuracy", "cross-entropy", "score", "FLOPs")
+        parts += [text(f"{search.short_sentence}."), picture(run.folder / "short.png", "short trainings"), table(header, cells)]
     top = sorted((row for row in search.evaluated if search.keeps_budgets(row)), key=lambda row: -row.score)[:10]
     parts += [text("The highest scores within all budgets:"), _evaluated(top)]
     page.section("Search", *parts)

@@ -245,10 +245,9 @@ def uniform_widths(costs: CostTable, text: str) -> Widths:
     Raises:
         UserError: the budget cannot be read or met.
     """
-    budget, groups = Budget.parse(text, costs), costs.space.groups
-    best = costs.space.narrowest
-    for share in sorted({count / group.channels for group in groups for count in group.choices}):
-        widths = tuple(max((k for k in g.indices if g.counts[k - 1] <= share * g.channels), default=g.smallest) for g in groups)
+    budget, best = Budget.parse(text, costs), costs.space.narrowest
+    for share in sorted({count / group.channels for group in costs.space.groups for count in group.choices}):
+        widths = costs.space.uniform(share)
         if costs.one(widths, budget.cost) <= budget.limit:
             best = widths
     return best

@@ -82,6 +82,10 @@ class Group:
         """The channel counts that the group may have."""
         return self.counts[self.smallest - 1 :]
 
+    def index_within(self, channels: float) -> int:
+        """The largest legal index of at most so many channels, or the smallest."""
+        return max((k for k in self.indices if self.counts[k - 1] <= channels), default=self.smallest)
+
     def channels_at(self, k: int) -> int:
         """Channels at index ``k`` in ``0..K``; up to ``K + k_min`` in a wide supernet (BCNetV2)."""
         if k <= self.bins:
@@ -216,6 +220,10 @@ class Space:
     def narrowest(self) -> Widths:
         """The width vector with the smallest index of every group."""
         return tuple(group.smallest for group in self.groups)
+
+    def uniform(self, share: float) -> Widths:
+        """The width vector in which every group has this share of its channels, or the next choice below."""
+        return tuple(group.index_within(share * group.channels) for group in self.groups)
 
     def whole(self, wide: bool) -> Widths:
         """The width vector of the whole supernet: every bin that it has."""

@@ -1,0 +1,127 @@
+"""Widths that are trained for a short time, so that what they reach corrects what the supernet says.
+
+A supernet that was trained for a short time knows which cut hurts its weights most, and less well which one hurts most once a network
+was trained for itself. NetAdapt (Yang et al., ECCV 2018) trains each of its proposals for a short time; here a few trainings correct an
+additive model of all widths, and each of them is where that model, as far as it is known, expects the most (Thompson sampling).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bcnet.errors import UserError
+from bcnet.scoring.additive import LEAST_ANCHORS, WidthEffects
+from bcnet.space.widths import Group, Space, Widths
+from bcnet.supernet.order import Importance
+
+MOST_REPEATS = 20  # proposals in a row that were trained before
+VARIATION = 1.0  # standard deviation of the logarithm of what an effect is multiplied by
+
+
+@dataclass(frozen=True)
+class ShortTraining:
+    """A width vector that was trained for a short time.
+
+    Attributes:
+        widths: its width vector.
+        proposed_by: ``score``, ``uniform`` widths, ``importance`` of the trained model's channels, ``varied`` scores, or scores
+            ``corrected`` by the trainings before.
+        accuracy: on the images held out from training, in 0..1.
+        cross_entropy: the same, natural logarithm.
+    """
+
+    widths: Widths
+    proposed_by: str
+    accuracy: float
+    cross_entropy: float
+
+
+def search_by_training(
+    effects: WidthEffects,
+    groups: Sequence[Group],
+    *,
+    first: Iterable[tuple[str, Widths]],
+    best_of: Callable[[WidthEffects], Widths],
+    train: Callable[[Widths], Mapping[str, float]],
+    count: int,
+    rng: np.random.Generator,
+) -> list[ShortTraining]:
+    """Train some width vectors for a short time, each where most is expected of it after those before.
+
+    Until there are `LEAST_ANCHORS`, the scores are varied at random, group by group; then they are corrected by a bootstrap sample of
+    what was trained, and by all of it for the last one. The same arguments give the same answer, so a killed search is given again.
+
+    Args:
+        effects: the additive model of the scores.
+        groups: of the space.
+        first: width vectors to begin with, and who proposes them.
+        best_of: the width vector within the budgets of which a model says most.
+        train: trains one; returns ``accuracy`` and ``cross_entropy`` on held-out images.
+        count: how many to train; fewer, where nothing else is proposed any more.
+        rng: of the variations and samples.
+    """
+    done: dict[Widths, ShortTraining] = {}
+
+    def tell(proposed_by: str, widths: Widths) -> bool:
+        if widths in done or len(done) >= count:
+            return False
+        reached = train(widths)
+        done[widths] = ShortTraining(widths, proposed_by, reached["accuracy"], reached["cross_entropy"])
+        return True
+
+    for proposed_by, widths in first:
+        tell(proposed_by, widths)
+    repeats = 0
+    while len(done) < count and repeats < MOST_REPEATS:
+        if len(done) < LEAST_ANCHORS:
+            proposed_by, model = "varied", vary(effects, rng)
+        else:
+            is_last = len(done) == count - 1 and not repeats
+            proposed_by, model = "corrected", corrected(effects, groups, list(done.values()), None if is_last else rng)
+        repeats = 0 if tell(proposed_by, best_of(model)) else repeats + 1
+    return list(done.values())
+
+
+def vary(effects: WidthEffects, rng: np.random.Generator) -> WidthEffects:
+    """A model of which each group's effects are multiplied by a random number."""
+    factors = np.exp(VARIATION * rng.standard_normal(len(effects.effects)))
+    return replace(effects, effects=effects.effects * factors[:, None])
+
+
+def corrected(
+    effects: WidthEffects, groups: Sequence[Group], trained: Sequence[ShortTraining], rng: np.random.Generator | None
+) -> WidthEffects:
+    """A model corrected by what was trained, or by a bootstrap sample of it; by its cross-entropy, which tells more than accuracy."""
+    chosen = list(trained) if rng is None else [trained[place] for place in rng.integers(len(trained), size=len(trained))]
+    try:
+        return effects.corrected([one.widths for one in chosen], [-one.cross_entropy for one in chosen], groups)
+    except UserError:  # all alike
+        return effects
+
+
+def widest(fits: Callable[[Widths], bool], at: Callable[[float], Widths], steps: int = 40) -> Widths:
+    """The widest that fits of a family of width vectors that grow with a number from 0, which fits, to 1."""
+    if fits(at(1.0)):
+        return at(1.0)
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(at(middle)) else (low, middle)
+    return at(low)
+
+
+def most_important(space: Space, importance: Sequence[Importance], share: float) -> Widths:
+    """Width vector of the channels whose importance, relative to their group's mean, is among this share of all channels' (global pruning).
+
+    Args:
+        space: the width space.
+        importance: of every channel of every group; higher is more important.
+        share: 0: the narrowest; 1: all channels.
+    """
+    relative = [values / max(float(values.mean()), 1e-30) for values in importance]
+    ordered = np.sort(np.concatenate(relative))[::-1]
+    kept = round(share * len(ordered))
+    least = ordered[kept - 1] if kept else np.inf
+    counts = [int((values >= least).sum()) for values in relative]
+    return tuple(group.index_within(count) for group, count in zip(space.groups, counts, strict=True))
