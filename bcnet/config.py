@@ -333,7 +333,8 @@ class SearchConfig(Section):
     first budget's, or FLOPs."""
     short_trainings: int = Field(0, ge=0, le=MOST)
     """Train so many width vectors for a short time, from the supernet's weights, by the recipe of ``retrain``; what they reach on held-out
-    images corrects the additive scores, and the best of them is what the search finds. 0: scores alone decide. Wants ``score.additive``."""
+    images corrects the additive scores, and the one that is then expected to be the best is what the search finds. 0: scores alone
+    decide. Wants ``score.additive``."""
     short_epochs: float = Field(0.25, gt=0, le=MOST)
     """Epochs of each of them."""
 

@@ -25,11 +25,11 @@ from bcnet.progress import ProgressBar, notice
 from bcnet.scoring.additive import WidthEffects, least_sample
 from bcnet.scoring.cache import ScoreCache
 from bcnet.scoring.evaluate import Evaluation, evaluate
-from bcnet.scoring.metrics import METRICS, Metric
+from bcnet.scoring.metrics import METRICS, SQUARED_CROSS_ENTROPY, Metric
 from bcnet.scoring.scorer import Scorer
 from bcnet.search import SEARCH_ALGORITHMS, SearchAlgorithm, SearchProblem, SearchResult
 from bcnet.search.predicted import best_predicted
-from bcnet.search.short_training import ShortTraining, most_important, search_by_training, widest
+from bcnet.search.short_training import ShortTraining, choose, most_important, search_by_training, widest
 from bcnet.seeds import STREAM_MODEL, STREAM_SAMPLE, STREAM_SEARCH, derive_seed
 from bcnet.space.cost import Budget, Cost, CostTable, keeps, parse_budgets
 from bcnet.space.sampling import balanced_sample, spread_sample
@@ -479,7 +479,7 @@ class Experiment(Resources):
 
     def search_by_training(
         self, scorer: Scorer, best: Widths, budgets: Sequence[Budget], train: Callable[[Widths], Evaluation]
-    ) -> list[ShortTraining]:
+    ) -> tuple[list[ShortTraining], Widths]:
         """Train some width vectors for a short time, as ``search.short_trainings`` says; see `bcnet.search.short_training`.
 
         Args:
@@ -487,6 +487,9 @@ class Experiment(Resources):
             best: what its scores alone have found.
             budgets: all of which hold.
             train: trains one.
+
+        Returns:
+            What was trained, in order, and which of it is expected to be the best.
         """
 
         def best_of(model: WidthEffects) -> Widths:
@@ -499,10 +502,14 @@ class Experiment(Resources):
             first.append(("importance", widest(fits, partial(most_important, self.space, importance))))
         rng = np.random.default_rng(derive_seed(self.config.seed, STREAM_SEARCH, 1))
         count = self.config.search.short_trainings
-        return search_by_training(scorer.effects(), self.space.groups, first=first, best_of=best_of, train=train, count=count, rng=rng)
+        effects, groups = scorer.effects(), self.space.groups
+        trained = search_by_training(effects, groups, first=first, best_of=best_of, train=train, count=count, rng=rng)
+        return trained, choose(effects, groups, trained).widths
 
     def train_shortly(self, supernet: Supernet, widths: Widths, **options: Any) -> Evaluation:
         """What a width vector reaches on the images held out from training, trained for a short time from the supernet's weights.
+
+        Returns its accuracy, its cross-entropy and the standard error of that.
 
         Args:
             supernet: trained.
@@ -514,7 +521,10 @@ class Experiment(Resources):
         recipe = recipe.model_copy(update={"epochs": epochs, "warmup_epochs": min(recipe.warmup_epochs, epochs / 5)})
         start = self.inherited(supernet, channels)
         (network,) = self.train_width(channels, [self.config.seed], start=start, recipe=recipe, part="train", **options)
-        return evaluate(network, self.data.eval_batches("val", self.config.score.batch_size), bf16=self.bf16)
+        metrics = (METRICS["accuracy"], METRICS["cross_entropy"], SQUARED_CROSS_ENTROPY)
+        reached = evaluate(network, self.data.eval_batches("val", self.config.score.batch_size), metrics=metrics, bf16=self.bf16)
+        variance = reached.pop(SQUARED_CROSS_ENTROPY.name) - reached["cross_entropy"] ** 2
+        return reached | {"error": (max(0.0, variance) / self.data.num_images("val")) ** 0.5}
 
 
 def _refuse_without_weights(config: Config) -> None:

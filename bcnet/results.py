@@ -128,6 +128,8 @@ class ShortTrained(Record):
     """On the images held out from training, in 0..1."""
     cross_entropy: float
     """On them, natural logarithm."""
+    error: float
+    """Standard error of it, as they are so many."""
 
 
 class SearchRecord(Record):
@@ -136,7 +138,7 @@ class SearchRecord(Record):
     settings: SearchSettings
     """How was searched."""
     best: EvaluatedWidths
-    """Of the highest score within all budgets; of the least cross-entropy after a short training, where there were any."""
+    """Of the highest score within all budgets; of the least expected cross-entropy after a short training, where there were any."""
     front: list[str]
     """Width strings that no other beats in both score and cost, cheapest first."""
     passed: dict[str, str] = {}
@@ -177,7 +179,8 @@ class SearchRecord(Record):
         others = [f"; {names[one.proposed_by]}: {one.accuracy:.2%}" for one in self.short if one.proposed_by in names and one is not best]
         return (
             f"{len(self.short)} width vectors were trained for {self.settings.short_epochs:g} epochs each, from the supernet's weights. "
-            f"Of least cross-entropy on held-out images is {best.widths}, proposed by {by}, accuracy {best.accuracy:.2%}{''.join(others)}"
+            f"Least cross-entropy on held-out images is expected of {best.widths}, proposed by {by}; its accuracy there is "
+            f"{best.accuracy:.2%}{''.join(others)}"
         )
 
     def keeps_budgets(self, row: EvaluatedWidths) -> bool:

@@ -243,7 +243,7 @@ class Run:
         self.experiment.check_short_trainings(budgets)
         scorer = self.scorer
         result = self.experiment.search(scorer, budgets, self.trained.records)
-        short = self._search_by_training(result.best, budgets) if self.config.search.short_trainings else []
+        short, best = self._search_by_training(result.best, budgets) if self.config.search.short_trainings else ([], result.best)
         evaluated = list(dict.fromkeys([*result.scores, *(one.widths for one in short)]))
         accuracies = [min(1.0, max(0.0, value)) for value in scorer.read(evaluated, metric="accuracy")]  # may be predictions
         scores = scorer.read(evaluated) if short else [result.scores[widths] for widths in evaluated]
@@ -251,7 +251,6 @@ class Run:
             widths: EvaluatedWidths(widths=self.space.encode(widths), score=score, accuracy=accuracy, costs=self.costs.all_of(widths))
             for widths, score, accuracy in zip(evaluated, scores, accuracies, strict=True)
         }
-        best = min(short, key=lambda one: one.cross_entropy).widths if short else result.best
         algorithm = self.config.search.algorithm
         settings = SearchSettings.model_validate(
             {
@@ -279,6 +278,7 @@ class Run:
                     proposed_by=one.proposed_by,
                     accuracy=one.accuracy,
                     cross_entropy=one.cross_entropy,
+                    error=one.error,
                 )
                 for one in short
             ],
@@ -288,8 +288,8 @@ class Run:
             record.write(self.folder / "search.json")
         return record
 
-    def _search_by_training(self, best: Widths, budgets: Sequence[Budget]) -> list[ShortTraining]:
-        """Short trainings of a search; those that were done before are known."""
+    def _search_by_training(self, best: Widths, budgets: Sequence[Budget]) -> tuple[list[ShortTraining], Widths]:
+        """Short trainings of a search and the width that they find; those that were done before are known."""
         experiment, epochs = self.experiment, self.config.search.short_epochs
         identity = self._retrain_identity([epochs, "short, from", self._supernet_hash], self.config.seed)
         known = ScoreCache(self.folder / "scores" / f"short-{identity[:16]}.jsonl")

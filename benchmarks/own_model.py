@@ -7,12 +7,14 @@ FOLDER is what ``imagefolder`` reads. At each budget of multiply-adds all networ
 uniform        the same share of every layer, the important channels of the trained model (first-order Taylor)
 magnitude      Torch-Pruning, global, by the magnitude of the kernels
 taylor         Torch-Pruning, global, by first-order Taylor
-bcnet          widths found by a supernet that starts from the trained weights and is taught by them; weights inherited from the supernet
+bcnet          widths found by a supernet that starts from the trained weights and is taught by them, with ``--short-trainings`` at every
+               budget; weights inherited from the supernet
 bcnet_sorted   the same widths with the trained model's own weights, as uniform has them
 scratch        widths found by a supernet from scratch; trained from scratch
 
 and beside them what NVIDIA publishes for FastNAS. Passes of the supernets are listed with the results; ``--extra-epochs`` lets the first
-three train so much longer. Torch-Pruning is wanted for its two rows: pip install torch-pruning. The same command goes on where it was.
+three train so much longer. With ``--one-search`` the seeds after the first train what the first one's searches found. Torch-Pruning is
+wanted for its two rows: pip install torch-pruning. The same command goes on where it was.
 """
 
 import argparse
@@ -60,12 +62,13 @@ class Study:
     Args:
         options: of the command line.
         seed: of the supernets, the orders of the images and the augmentation.
+        searched: whose supernets and searches to take; unset: its own.
     """
 
     pruned: ClassVar[dict[tuple[str, float], nn.Module]] = {}  # by Torch-Pruning; no seed plays a part
 
-    def __init__(self, options: argparse.Namespace, seed: int) -> None:
-        self.options, self.seed = options, seed
+    def __init__(self, options: argparse.Namespace, seed: int, searched: "Study | None" = None) -> None:
+        self.options, self.seed, self.searched = options, seed, searched or self
         self.folder = options.out / f"seed{seed}"
         self._runs: dict[str, Run] = {}
 
@@ -83,6 +86,8 @@ class Study:
             f"retrain.epochs={options.epochs}",
             f"train.lr={options.supernet_lr}",
             f"retrain.lr={options.lr}",
+            f"search.short_trainings={options.short_trainings}",
+            f"search.short_epochs={options.short_epochs}",
             f"device={options.device}",
             *options.set,
         ]
@@ -132,18 +137,18 @@ class Study:
 
     def bcnet(self, flops: float) -> nn.Module:
         """Found from the trained weights, and inherited."""
-        run = self.supernet("trained")
-        return run.experiment.inherited(run.supernet, self._found("trained", flops))
+        run = self.searched.supernet("trained")
+        return run.experiment.inherited(run.supernet, self.searched.found("trained", flops))
 
     def bcnet_sorted(self, flops: float) -> nn.Module:
         """Found from the trained weights; the trained model's own."""
-        return self.subnet(self._found("trained", flops))
+        return self.subnet(self.searched.found("trained", flops))
 
     def scratch(self, flops: float) -> nn.Module:
         """Found from scratch, not trained yet."""
-        return narrow(self.experiment.build_model(self.seed), self.experiment.space, self._found("scratch", flops))
+        return narrow(self.experiment.build_model(self.seed), self.experiment.space, self.searched.found("scratch", flops))
 
-    def _found(self, start: str, flops: float) -> list[int]:
+    def found(self, start: str, flops: float) -> list[int]:
         """Channels per group that a search finds; searched once."""
         file = self.folder / f"found-{start}-{int(flops)}.json"
         if not file.is_file():
@@ -151,6 +156,7 @@ class Study:
             record = run.search(f"flops={int(flops)}")
             widths = run.space.decode(record.best.widths)
             found = {"widths": record.best.widths, "channels": list(run.space.channels(widths)), "seconds": time.monotonic() - before}
+            found["short"] = [one.model_dump(mode="json") for one in record.short]
             write_json(file, found | {"passes": run.trained.history.passes, "train_seconds": run.trained.history.seconds})
         return list(read_json(file, "what a search found")["channels"])
 
@@ -250,6 +256,9 @@ def main() -> None:
     parser.add_argument("--strategy", default="bcnetv2_distilled")
     parser.add_argument("--supernet-epochs", type=float, default=10)
     parser.add_argument("--supernet-lr", type=float, default=0.02)
+    parser.add_argument("--short-trainings", type=int, default=24, help="at every budget, to correct the scores")
+    parser.add_argument("--short-epochs", type=float, default=0.25)
+    parser.add_argument("--one-search", action="store_true", help="with the first seed; the others train what it found")
     parser.add_argument("--epochs", type=float, default=20, help="of training every network")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--extra-epochs", type=float, default=0.0, help="of uniform, magnitude and taylor, for what a supernet costs")
@@ -269,7 +278,9 @@ def run(options: argparse.Namespace) -> None:
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise UserError(f"--methods: {unknown[0]!r} is none of {', '.join(METHODS)}")
-    studies = [Study(options, int(seed)) for seed in options.seeds.split(",")]
+    studies: list[Study] = []
+    for seed in options.seeds.split(","):
+        studies.append(Study(options, int(seed), studies[0] if options.one_search and studies else None))
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for study in studies:
         for budget in budgets:

@@ -69,6 +69,10 @@ def _kl(predictions: Predictions) -> Tensor:
     return F.kl_div(predictions.log_probabilities, reference, reduction="none", log_target=True).sum(2).double()
 
 
+SQUARED_CROSS_ENTROPY = Metric(
+    "squared_cross_entropy", "squared cross-entropy", -1, lambda predictions: _cross_entropy(predictions).square()
+)  # for the standard error of the cross-entropy
+
 METRICS = {
     metric.name: metric
     for metric in (

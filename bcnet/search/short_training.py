@@ -28,13 +28,15 @@ class ShortTraining:
         proposed_by: ``score``, ``uniform`` widths, ``importance`` of the trained model's channels, ``varied`` scores, or scores
             ``corrected`` by the trainings before.
         accuracy: on the images held out from training, in 0..1.
-        cross_entropy: the same, natural logarithm.
+        cross_entropy: on the same images, natural logarithm.
+        error: standard error of the cross-entropy, as it is a mean over so many images.
     """
 
     widths: Widths
     proposed_by: str
     accuracy: float
     cross_entropy: float
+    error: float
 
 
 def search_by_training(
@@ -57,7 +59,7 @@ def search_by_training(
         groups: of the space.
         first: width vectors to begin with, and who proposes them.
         best_of: the width vector within the budgets of which a model says most.
-        train: trains one; returns ``accuracy`` and ``cross_entropy`` on held-out images.
+        train: trains one; returns ``accuracy``, ``cross_entropy`` and its standard ``error`` on held-out images.
         count: how many to train; fewer, where nothing else is proposed any more.
         rng: of the variations and samples.
     """
@@ -67,7 +69,7 @@ def search_by_training(
         if widths in done or len(done) >= count:
             return False
         reached = train(widths)
-        done[widths] = ShortTraining(widths, proposed_by, reached["accuracy"], reached["cross_entropy"])
+        done[widths] = ShortTraining(widths, proposed_by, reached["accuracy"], reached["cross_entropy"], reached["error"])
         return True
 
     for proposed_by, widths in first:
@@ -81,6 +83,22 @@ def search_by_training(
             proposed_by, model = "corrected", corrected(effects, groups, list(done.values()), None if is_last else rng)
         repeats = 0 if tell(proposed_by, best_of(model)) else repeats + 1
     return list(done.values())
+
+
+def choose(effects: WidthEffects, groups: Sequence[Group], trained: Sequence[ShortTraining]) -> ShortTraining:
+    """Of what was trained, the one of least expected cross-entropy.
+
+    With few held-out images the least measured one is the luckiest. So each is expected between what was measured and what the
+    corrected model says: nearer to the measurement the more of what the model leaves unexplained is not the measurement's error.
+    """
+    measured = np.array([-one.cross_entropy for one in trained])
+    if len(trained) < LEAST_ANCHORS:
+        return trained[int(measured.argmax())]
+    predicted = corrected(effects, groups, trained, None).predict([one.widths for one in trained])
+    unexplained = float(np.square(measured - predicted).mean())
+    noise = np.square([one.error for one in trained])
+    trust = np.clip((unexplained - noise) / max(unexplained, 1e-300), 0.0, 1.0)
+    return trained[int((predicted + trust * (measured - predicted)).argmax())]
 
 
 def vary(effects: WidthEffects, rng: np.random.Generator) -> WidthEffects:
