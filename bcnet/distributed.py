@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import distributed as dist
 
+from bcnet.processes import end_with_launcher
+
 
 def process_rank() -> int:
     """Number of this process; 0 without torchrun."""
@@ -34,6 +36,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

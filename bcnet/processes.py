@@ -29,6 +29,18 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
+def end_with_launcher() -> None:
+    """End this process when the one that started it is gone: torchrun, when it is killed, takes nobody with it."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
 class Worker:
     """A process that works off tasks, one after the other.
 

@@ -108,6 +108,11 @@ def load_network(folder: Path, model: nn.Module | None = None, *, trust: bool = 
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
+        own = getattr(module, leaf)
+        is_kernel = leaf == "weight" and isinstance(module, nn.modules.conv._ConvNd)
+        if own.ndim != tensor.ndim or (is_kernel and own.shape[2:] != tensor.shape[2:]):  # channels differ from the model's, kernels do not
+            there, here = ("x".join(map(str, one.shape)) or "a number" for one in (tensor, own))
+            raise UserError(f"{folder}: is of another model than {type(model).__name__}: {name!r} is {there} there and {here} in the model")
         if leaf in module._parameters:
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
         else:

@@ -55,6 +55,15 @@ def test_every_kind_of_layer_loads_with_its_size(tmp_path):
     assert loaded.layer.normalized_shape == (3,)
 
 
+def test_a_model_of_other_kernels_is_refused(tmp_path):
+    space = trace(Norms(), (1, 8, 8))
+    save_network(tmp_path, Supernet(Norms(), space).extract(space.narrowest), DESCRIPTION)
+    other = Norms()
+    other.b = nn.Conv2d(8, 12, 5, padding=1)
+    with pytest.raises(UserError, match=r"of another model than Norms: 'b\.weight' is 3x2x3x3 there and 12x8x5x5 in the model"):
+        load_network(tmp_path, other)
+
+
 def test_damaged_or_foreign_files_are_refused(saved):
     folder, _ = saved
     with pytest.raises(UserError, match="another model"):

@@ -203,18 +203,44 @@ def test_weight_decay_can_spare_norms_and_biases():
         assert sum(len(group["params"]) for group in groups) == 4
 
 
-def two_processes(script, *arguments):
-    """Under torchrun, without kernels, which take a minute to compile where others want the machine, too; nobody outlives a time limit."""
+def start_two(script, *arguments, **options):
+    """Under torchrun, without kernels, which take a minute to compile where others want the machine, too."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "BCNET_KERNELS": "off"}
-    with subprocess.Popen(launch, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    return subprocess.Popen(launch, env=environment, text=True, **options)
+
+
+def two_processes(script, *arguments):
+    """Nobody outlives a time limit."""
+    with start_two(script, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             out, err = process.communicate(timeout=240)
         except BaseException:
             process.terminate()  # torchrun then ends its processes
             process.communicate(timeout=50)
             raise
-    return subprocess.CompletedProcess(launch, process.returncode, out, err)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes as Linux lists them")
+def test_no_process_outlives_a_torchrun_that_was_killed(tmp_path, is_running):
+    script = Path(__file__).parents[2] / "tools" / "train_supernet.py"
+    with start_two(script, "digits/bcnetv2", "--out", tmp_path / "run", "train.epochs=2000", "checkpoint_seconds=0.2") as launcher:
+        try:
+            wait_for(lambda: (tmp_path / "run" / "checkpoint.pt").exists(), 200)
+            ranks = [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+            assert len(ranks) == 2
+        finally:
+            launcher.kill()
+        wait_for(lambda: not any(map(is_running, ranks)), 30)
+
+
+def wait_for(is_so, seconds):
+    """Wait until something is so; fail when it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_processes_stay_equal_on_different_images(tmp_path):
