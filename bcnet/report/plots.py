@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bcnet.files import write_atomic
 from bcnet.formatting import plural
@@ -203,7 +203,8 @@ def draw_short(path: Path, search: SearchRecord) -> None:
         own = np.array([one.proposed_by == name for one in search.short])
         if own.any():
             axes.plot(places[own], y[own], marker="o", linestyle="", color=colour, label=label)
-    axes.set(xlabel="short trainings", ylabel="held-out accuracy [%]")
+    axes.set(xlabel="short trainings", ylabel="held-out accuracy [%]", xlim=(0.5, len(y) + 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     _save(figure, path)
 

@@ -16,7 +16,7 @@ from bcnet.space.widths import Group, Space, Widths
 from bcnet.supernet.order import Importance
 
 MOST_REPEATS = 20  # proposals in a row that were trained before
-VARIATION = 1.0  # standard deviation of the logarithm of what an effect is multiplied by
+VARIATION = 1.0  # of scores, to begin with; more where nothing new comes of it
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def search_by_training(
     repeats = 0
     while len(done) < count and repeats < MOST_REPEATS:
         if len(done) < LEAST_ANCHORS:
-            proposed_by, model = "varied", vary(effects, rng)
+            proposed_by, model = "varied", vary(effects, rng, VARIATION * (1 + repeats / 5))
         else:
             is_last = len(done) == count - 1 and not repeats
             proposed_by, model = "corrected", corrected(effects, groups, list(done.values()), None if is_last else rng)
@@ -101,9 +101,9 @@ def choose(effects: WidthEffects, groups: Sequence[Group], trained: Sequence[Sho
     return trained[int((predicted + trust * (measured - predicted)).argmax())]
 
 
-def vary(effects: WidthEffects, rng: np.random.Generator) -> WidthEffects:
-    """A model of which each group's effects are multiplied by a random number."""
-    factors = np.exp(VARIATION * rng.standard_normal(len(effects.effects)))
+def vary(effects: WidthEffects, rng: np.random.Generator, variation: float) -> WidthEffects:
+    """A model of which each group's effects are multiplied by a random number, whose logarithm has this standard deviation."""
+    factors = np.exp(variation * rng.standard_normal(len(effects.effects)))
     return replace(effects, effects=effects.effects * factors[:, None])
 
 

@@ -107,7 +107,7 @@ def test_noisy_measurements_are_not_believed_and_exact_ones_are():
 
 
 def test_varied_scores_keep_what_grows_growing():
-    varied = vary(effects_of([1, 2, 3, 4]), np.random.default_rng(0))
+    varied = vary(effects_of([1, 2, 3, 4]), np.random.default_rng(0), 1.0)
     assert (np.diff(varied.effects, axis=1) > 0).all()
 
 
