@@ -293,19 +293,20 @@ class Run:
         experiment, epochs = self.experiment, self.config.search.short_epochs
         identity = self._retrain_identity([epochs, "short, from", self._supernet_hash], self.config.seed)
         known = ScoreCache(self.folder / "scores" / f"short-{identity[:16]}.jsonl")
-        checkpoint = self.folder / "scores" / f"short-{identity[:16]}.pt"
         count = self.config.search.short_trainings
 
         def train(widths: Widths) -> Evaluation:
             nonlocal count
             name = self.space.encode(widths)
             if name not in known.evaluations:
+                own = hashlib.sha256(f"{identity} {name}".encode()).hexdigest()
+                checkpoint = self.folder / "scores" / f"short-{own[:16]}.pt"
                 trained = experiment.train_shortly(
                     self.supernet,
                     widths,
                     checkpoint=checkpoint,
                     checkpoint_seconds=min(20.0, self.config.checkpoint_seconds),
-                    identity=f"{identity} {name}",
+                    identity=own,
                     label=f"short training of {name}, {count} to do",
                 )
                 if process_rank() == 0:
