@@ -3,11 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import distributed as dist
 
 from bcnet.processes import end_with_launcher
+
+T = TypeVar("T")
 
 
 def process_rank() -> int:
@@ -28,6 +31,15 @@ def agree(values: list[int], device: torch.device) -> list[int]:
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     largest: list[int] = flags.tolist()
     return largest
+
+
+def of_first(value: T) -> T:
+    """The value of rank 0, which all processes must ask for at the same place; of plain Python types."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch import nn
 
 from bcnet.config import Config, differing_keys, dump_config, load_config, read_yaml
-from bcnet.distributed import process_rank, world_size
+from bcnet.distributed import of_first, process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment, with_divisor
 from bcnet.files import is_unused, read_json, write_json, write_text
@@ -309,6 +309,7 @@ class Run:
                     identity=own,
                     label=f"short training of {name}, {count} to do",
                 )
+                trained = of_first(trained)  # BN statistics, and so what is reached, are per process
                 if process_rank() == 0:
                     known.add(name, {"left": trained})  # the side whose weights it started from
                     checkpoint.unlink(missing_ok=True)

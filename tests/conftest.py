@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,31 @@ def is_running():
             return False
 
     return ask
+
+
+@pytest.fixture
+def start_two():
+    """Start a script as two processes of torchrun; without kernels, which take a minute to compile where others want the machine, too."""
+
+    def start(script, *arguments, **options):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *map(str, arguments)]
+        return subprocess.Popen(launch, env=os.environ | {"OMP_NUM_THREADS": "1", "BCNET_KERNELS": "off"}, text=True, **options)
+
+    return start
+
+
+@pytest.fixture
+def two_processes(start_two):
+    """Run a script as two processes of torchrun; nobody outlives a time limit."""
+
+    def run(script, *arguments):
+        with start_two(script, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                out, err = process.communicate(timeout=240)
+            except BaseException:
+                process.terminate()  # torchrun then ends its processes
+                process.communicate(timeout=50)
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run

@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -182,3 +185,15 @@ def test_trainings_that_could_correct_nothing_are_refused_before_any_work(traine
     with pytest.raises(UserError, match=words) as caught:
         run.search(*budgets)
     assert "\n" not in str(caught.value)
+
+
+def test_two_processes_train_the_same_widths(trained, tmp_path, two_processes):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("short-*", "search.json"))
+    script = Path(__file__).parents[2] / "tools" / "search.py"
+    result = two_processes(script, folder, "--budget", "flops=0.5", "--short-trainings", "12", "search.short_epochs=0.5")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("12 width vectors were trained for 0.5 epochs each") == 1
+    record = Run.open(folder).search_record()
+    assert len({one.widths for one in record.short}) == 12
+    assert {path.suffix for path in (folder / "scores").iterdir()} == {".jsonl"}

@@ -203,27 +203,8 @@ def test_weight_decay_can_spare_norms_and_biases():
         assert sum(len(group["params"]) for group in groups) == 4
 
 
-def start_two(script, *arguments, **options):
-    """Under torchrun, without kernels, which take a minute to compile where others want the machine, too."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "BCNET_KERNELS": "off"}
-    return subprocess.Popen(launch, env=environment, text=True, **options)
-
-
-def two_processes(script, *arguments):
-    """Nobody outlives a time limit."""
-    with start_two(script, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        try:
-            out, err = process.communicate(timeout=240)
-        except BaseException:
-            process.terminate()  # torchrun then ends its processes
-            process.communicate(timeout=50)
-            raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes as Linux lists them")
-def test_no_process_outlives_a_torchrun_that_was_killed(tmp_path, is_running):
+def test_no_process_outlives_a_torchrun_that_was_killed(tmp_path, is_running, start_two):
     script = Path(__file__).parents[2] / "tools" / "train_supernet.py"
     with start_two(script, "digits/bcnetv2", "--out", tmp_path / "run", "train.epochs=2000", "checkpoint_seconds=0.2") as launcher:
         try:
@@ -243,7 +224,7 @@ def wait_for(is_so, seconds):
         time.sleep(0.1)
 
 
-def test_processes_stay_equal_on_different_images(tmp_path):
+def test_processes_stay_equal_on_different_images(tmp_path, two_processes):
     """Gradients are averaged over the processes: their weights are the same bits after every step."""
     script = tmp_path / "train.py"
     script.write_text(
@@ -271,7 +252,7 @@ def test_processes_stay_equal_on_different_images(tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-def test_processes_whose_clocks_differ_save_together(tmp_path):
+def test_processes_whose_clocks_differ_save_together(tmp_path, two_processes):
     """One process thinks that it is time to save after every step, the other never: they must not meet in different collectives."""
     script = tmp_path / "train.py"
     script.write_text(
@@ -297,7 +278,7 @@ def test_processes_whose_clocks_differ_save_together(tmp_path):
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 70
 
 
-def test_two_processes_train_the_same_weights(tmp_path):
+def test_two_processes_train_the_same_weights(tmp_path, two_processes):
     """torchrun on two CPU processes: a pair still trains every bin twice."""
     script = Path(__file__).parents[2] / "tools" / "train_supernet.py"
     arguments = ["digits/bcnetv2", "--out", str(tmp_path / "run"), "train.epochs=4", "train.ema_decay=0.9"]
