@@ -29,9 +29,9 @@ from bcnet.scoring.metrics import METRICS, SQUARED_CROSS_ENTROPY, Metric
 from bcnet.scoring.scorer import Scorer
 from bcnet.search import SEARCH_ALGORITHMS, SearchAlgorithm, SearchProblem, SearchResult
 from bcnet.search.predicted import best_predicted
-from bcnet.search.short_training import ShortTraining, choose, most_important, search_by_training, widest
+from bcnet.search.short_training import ShortTraining, choose, most_important, search_by_training
 from bcnet.seeds import STREAM_MODEL, STREAM_SAMPLE, STREAM_SEARCH, derive_seed
-from bcnet.space.cost import Budget, Cost, CostTable, keeps, parse_budgets
+from bcnet.space.cost import Budget, Cost, CostTable, parse_budgets, widest
 from bcnet.space.sampling import balanced_sample, spread_sample
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.calibrate import calibrate, undisturbed
@@ -495,11 +495,10 @@ class Experiment(Resources):
         def best_of(model: WidthEffects) -> Widths:
             return best_predicted(self.costs, budgets, model.predict, self.config.seed)
 
-        fits = partial(keeps, self.costs, budgets)
-        first = [("score", best), ("uniform", widest(fits, self.space.uniform))]
+        first = [("score", best), ("uniform", widest(self.costs, budgets, self.space.uniform))]
         if self.config.model.is_trained:
             importance = channel_importance(self.model, self.space, "l1")
-            first.append(("importance", widest(fits, partial(most_important, self.space, importance))))
+            first.append(("importance", widest(self.costs, budgets, partial(most_important, self.space, importance))))
         rng = np.random.default_rng(derive_seed(self.config.seed, STREAM_SEARCH, 1))
         count = self.config.search.short_trainings
         effects, groups = scorer.effects(), self.space.groups

@@ -174,10 +174,15 @@ class SearchRecord(Record):
         if not self.short:
             return ""
         epochs = f"{self.settings.short_epochs:g} epoch{'s' * (self.settings.short_epochs != 1)}"
-        names = {"score": "the best by score alone", "uniform": "the uniform width", "importance": "the most important channels"}
+        names = {"score": "the best by score alone", "uniform": "uniform bins", "importance": "the most important channels"}
         best = next(one for one in self.short if one.widths == self.best.widths)
         by = "corrected scores" if best.proposed_by == "corrected" else names.get(best.proposed_by, "varied scores")
-        others = [f"; {names[one.proposed_by]}: {one.accuracy:.2%}" for one in self.short if one.proposed_by in names and one is not best]
+        rows = zip(self.short, self.rows([one.widths for one in self.short]), strict=True)
+        others = [
+            f"; {names[one.proposed_by]}, with {row.costs['flops'] / self.best.costs['flops']:.0%} of its FLOPs: {one.accuracy:.2%}"
+            for one, row in rows
+            if one.proposed_by in names and one is not best
+        ]
         return (
             f"{len(self.short)} width vectors were trained for {epochs} each, from the supernet's weights. "
             f"Least cross-entropy on held-out images is expected of {best.widths}, proposed by {by}; its accuracy there is "

@@ -79,7 +79,9 @@ def search(
     short_trainings: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=0, help="Train N widths for a short time from the supernet's weights; the best of them is found.  [default: 0]"
+            metavar="N",
+            min=0,
+            help="Train N widths for a short time from the supernet's weights; the best of them is found.  [default: the run's]",
         ),
     ] = None,
     trust: Trust = False,

@@ -19,7 +19,7 @@ from bcnet.dense.costs import GridCost
 from bcnet.dense.grid import Grid
 from bcnet.errors import UserError
 from bcnet.files import read_json
-from bcnet.latency.part import Part
+from bcnet.latency.part import PartFile
 from bcnet.latency.timing import TimedNetwork, clock_of, random_images, visit
 from bcnet.locks import locked
 from bcnet.machine import device_name
@@ -224,7 +224,7 @@ def measure_grid(
     }
     header = {"format": PART_FORMAT, "seconds": seconds, "repeats": repeats, **circumstances, "grid": config.model_dump(mode="json")}
     with locked(out):
-        part = Part(out.with_name(out.name + ".part"), header, {"grid": "another grid"})
+        part = PartFile(out.with_name(out.name + ".part"), header, {"grid": "another grid"})
         part.check_plan([{"operation": _spell(key)} for key in wanted])
         with ProgressBar(label, len(wanted), len(part.lines)) as bar:
             for key, make in list(wanted.items())[len(part.lines) :]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from bcnet.errors import UserError
 from bcnet.files import read_bytes
 from bcnet.seals import append_sealed, read_line
 
+MEASURED = ("ratio", "reference_ms", "turns")  # what every line says
 
-class Part:
+
+class PartFile:
     """A file that a later process goes on from; what a kill left of a line is cut off.
 
     Args:
@@ -50,7 +53,9 @@ class Part:
         whole = content[: content.rfind(b"\n") + 1]
         try:
             entries = [dict(read_line(line)) for line in whole.split(b"\n")[:-1]]
-        except (ValueError, TypeError) as error:
+            if not all(isfinite(line[name]) for line in entries[1:] for name in MEASURED):
+                raise ValueError(f"{MEASURED} must be finite")
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise UserError(f"{self.path}: is damaged; delete it to start anew") from error
         if entries:
             self._check(entries[0])

@@ -16,7 +16,7 @@ from bcnet.latency.backends import Backend, deploy
 from bcnet.latency.blocks import Block, find_blocks
 from bcnet.latency.design import cover_pairs
 from bcnet.latency.fit import ANY_SCALE, SCALES, MeasuredNetwork, check, fit_layers, fit_line, share_covered, sum_of
-from bcnet.latency.part import Part
+from bcnet.latency.part import PartFile
 from bcnet.latency.table import FORMAT, LatencyMeta, LatencyNoise, LatencyTable, describe_groups
 from bcnet.latency.timing import Clock, TimedNetwork, clock_of, random_images, visit
 from bcnet.locks import locked
@@ -114,7 +114,7 @@ class LatencySession:
         some = [space.full, space.narrowest, *spread_sample(space, 3, rng)]
         self.blocks = find_blocks([self._network(widths) for widths in some], space, self.images)
         self.tasks = plan(space, self.blocks, settings, rng)
-        self.part = Part(part, self.header(), {"groups": "other groups"})
+        self.part = PartFile(part, self.header(), {"groups": "other groups"})
         self.part.check_plan([self._task_line(task) for task in self.tasks])
 
     def run(self) -> LatencyTable:

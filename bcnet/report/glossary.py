@@ -25,7 +25,7 @@ TERMS = {
         "Its negative is the score: 0 would be the full width itself, and the nearer to 0 the better.",
     ),
     r"\bscores?\b": ("Score", "what the supernet says of a width without training it alone. Higher is better; it is no accuracy."),
-    r"short training|trained for \S+ epochs each": (
+    r"short training|trained for \S+ epochs? each": (
         "Short training",
         "a width trained for a fraction of the time from the supernet's weights, so that what it reaches corrects the scores of all.",
     ),

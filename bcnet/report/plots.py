@@ -190,7 +190,7 @@ def draw_short(path: Path, search: SearchRecord) -> None:
     """Held-out accuracy of what a search trained for a short time, in order, by who proposed it; and the best so far."""
     proposers = {
         "score": ("score alone", BLUE),
-        "uniform": ("uniform width", GREY),
+        "uniform": ("uniform bins", GREY),
         "importance": ("importance of channels", GREEN),
         "varied": ("varied scores", "#a78bfa"),
         "corrected": ("corrected scores", ORANGE),

@@ -13,7 +13,7 @@ import numpy as np
 from bcnet.errors import UserError
 from bcnet.scoring.additive import LEAST_ANCHORS, WidthEffects
 from bcnet.space.widths import Group, Space, Widths
-from bcnet.supernet.order import Importance
+from bcnet.supernet.order import Importance, relative
 
 MOST_REPEATS = 20  # proposals in a row that were trained before
 VARIATION = 1.0  # of scores, to begin with; more where nothing new comes of it
@@ -25,7 +25,7 @@ class ShortTraining:
 
     Attributes:
         widths: its width vector.
-        proposed_by: ``score``, ``uniform`` widths, ``importance`` of the trained model's channels, ``varied`` scores, or scores
+        proposed_by: ``score``, ``uniform`` bins, ``importance`` of the trained model's channels, ``varied`` scores, or scores
             ``corrected`` by the trainings before.
         accuracy: on the images held out from training, in 0..1.
         cross_entropy: on the same images, natural logarithm.
@@ -118,17 +118,6 @@ def corrected(
         return effects
 
 
-def widest(fits: Callable[[Widths], bool], at: Callable[[float], Widths], steps: int = 40) -> Widths:
-    """The widest that fits of a family of width vectors that grow with a number from 0, which fits, to 1."""
-    if fits(at(1.0)):
-        return at(1.0)
-    low, high = 0.0, 1.0
-    for _ in range(steps):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(at(middle)) else (low, middle)
-    return at(low)
-
-
 def most_important(space: Space, importance: Sequence[Importance], share: float) -> Widths:
     """Width vector of the channels whose importance, relative to their group's mean, is among this share of all channels' (global pruning).
 
@@ -137,9 +126,9 @@ def most_important(space: Space, importance: Sequence[Importance], share: float)
         importance: of every channel of every group; higher is more important.
         share: 0: the narrowest; 1: all channels.
     """
-    relative = [values / max(float(values.mean()), 1e-30) for values in importance]
-    ordered = np.sort(np.concatenate(relative))[::-1]
+    shares = [relative(values) for values in importance]
+    ordered = np.sort(np.concatenate(shares))[::-1]
     kept = round(share * len(ordered))
     least = ordered[kept - 1] if kept else np.inf
-    counts = [int((values >= least).sum()) for values in relative]
+    counts = [int((values >= least).sum()) for values in shares]
     return tuple(group.index_within(count) for group, count in zip(space.groups, counts, strict=True))

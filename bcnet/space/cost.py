@@ -245,12 +245,7 @@ def uniform_widths(costs: CostTable, text: str) -> Widths:
     Raises:
         UserError: the budget cannot be read or met.
     """
-    budget, best = Budget.parse(text, costs), costs.space.narrowest
-    for share in sorted({count / group.channels for group in costs.space.groups for count in group.choices}):
-        widths = costs.space.uniform(share)
-        if costs.one(widths, budget.cost) <= budget.limit:
-            best = widths
-    return best
+    return widest(costs, [Budget.parse(text, costs)], costs.space.uniform)
 
 
 def limit_of(value: str, full: float | None, where: str, symbol: str = "") -> float:
@@ -291,6 +286,17 @@ def parse_budgets(texts: Sequence[str], costs: CostTable, *, passed: bool = Fals
 def keeps(costs: CostTable, budgets: Sequence[Budget], widths: Sequence[int]) -> bool:
     """Whether a width vector keeps all budgets."""
     return all(costs.one(widths, budget.cost) <= budget.limit for budget in budgets)
+
+
+def widest(costs: CostTable, budgets: Sequence[Budget], at: Callable[[float], Widths]) -> Widths:
+    """The widest that keeps all budgets, of a family of width vectors that grow with a number from 0, the narrowest, to 1."""
+    low, high = 0.0, 1.0
+    if keeps(costs, budgets, at(high)):
+        return at(high)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if keeps(costs, budgets, at(middle)) else (low, middle)
+    return at(low)
 
 
 def shrink_to_budgets(costs: CostTable, budgets: Sequence[Budget], widths: Sequence[int], rng: np.random.Generator) -> Widths:

@@ -85,7 +85,7 @@ def importance_orders(space: Space, importance: Sequence[Importance], *, both_en
             continue
         blocks = [group.block, *(space.groups[one].block for one in tied[g])]
         size = int(np.lcm.reduce(blocks))
-        total = np.sum([_relative(importance[one]) for one in tied[g]], axis=0)
+        total = np.sum([relative(importance[one]) for one in tied[g]], axis=0)
         ranked = np.argsort(-total.reshape(-1, size).sum(1), kind="stable")
         if both_ends:
             ranked = np.concatenate([ranked[::2], ranked[1::2][::-1]])
@@ -93,7 +93,8 @@ def importance_orders(space: Space, importance: Sequence[Importance], *, both_en
     return orders
 
 
-def _relative(values: Importance) -> Importance:
+def relative(values: Importance) -> Importance:
+    """Importance of a group's channels in units of their mean."""
     return values / max(float(values.mean()), 1e-30)
 
 

@@ -10,7 +10,7 @@ from bcnet.dense.config import DenseConfig
 from bcnet.dense.grid import Grid
 from bcnet.dense.latency import measure_grid, read_latency
 from bcnet.errors import UserError
-from bcnet.latency.part import Part
+from bcnet.latency.part import PartFile
 from bcnet.latency.timing import visit
 from bcnet.models.net_config import read_net_config
 from bcnet.seals import read_line
@@ -120,7 +120,7 @@ def test_a_measurement_that_was_stopped_goes_on(tmp_path, monkeypatch):
 def test_a_part_of_other_operations_is_refused(tmp_path):
     out, part = tmp_path / "table.json", tmp_path / "table.json.part"
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bcnet.latency.part.Part.append", _stop_after(3))
+        patch.setattr("bcnet.latency.part.PartFile.append", _stop_after(3))
         measured(out)
     lines = part.read_text().splitlines()
     part.write_text("\n".join([lines[0], lines[2], lines[1], ""]))
@@ -129,10 +129,15 @@ def test_a_part_of_other_operations_is_refused(tmp_path):
     part.write_text("\n".join([lines[0], lines[1][:30], lines[2], ""]))
     with pytest.raises(UserError, match="is damaged; delete it to start anew"):
         measured(out)
+    entry = read_line(lines[1].encode())
+    for wrong in (entry | {"ratio": "1"}, entry | {"turns": None}, {"operation": entry["operation"]}):
+        part.write_text("\n".join([lines[0], json.dumps(wrong), ""]))  # without a seal, as older versions wrote lines
+        with pytest.raises(UserError, match="is damaged; delete it to start anew"):
+            measured(out)
 
 
 def _stop_after(count):
-    append = Part.append
+    append = PartFile.append
 
     def stopping(self, line):
         append(self, line)

@@ -8,7 +8,7 @@ from bcnet.config import load_config
 from bcnet.errors import UserError
 from bcnet.run import Run
 from bcnet.scoring.additive import LEAST_ANCHORS, WidthEffects
-from bcnet.search.short_training import ShortTraining, choose, most_important, search_by_training, vary, widest
+from bcnet.search.short_training import ShortTraining, choose, most_important, search_by_training, vary
 from bcnet.space.widths import Group, Space
 
 GROUPS = tuple(Group.of_bins(name, 32, bins=8) for name in "abcd")
@@ -114,13 +114,11 @@ def test_varied_scores_keep_what_grows_growing():
     assert (np.diff(varied.effects, axis=1) > 0).all()
 
 
-def test_the_most_important_channels_of_all_groups_within_a_budget():
+def test_the_most_important_channels_of_all_groups():
     rng = np.random.default_rng(0)
     importance = [rng.random(32) ** power for power in (0.1, 1, 3, 9)]
     assert most_important(SPACE, importance, 0.0) == SPACE.narrowest
     assert most_important(SPACE, importance, 1.0) == SPACE.full
-    found = widest(lambda widths: sum(widths) <= LIMIT, lambda share: most_important(SPACE, importance, share))
-    assert LIMIT - 3 <= sum(found) <= LIMIT
     relative = np.concatenate([values / values.mean() for values in importance])
     for count in (20, 64, 100):  # by brute force: sort all channels of all groups
         kept = np.sort(np.argsort(-relative, kind="stable")[:count])
