@@ -350,8 +350,9 @@ class BaseConfig(Section):
     """Processes that decode and augment streamed pictures; unset: one per core, at most 8. They change no numbers."""
     threads: int | None = Field(None, gt=0, le=256)
     """CPU threads; unset: as many as torch likes. Small networks want 1: more threads only wait for each other."""
-    amp: Literal["auto", "bf16", "off"] = "auto"
-    """bf16 autocast; ``auto``: where the hardware computes in bf16."""
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Autocast to bf16, or to fp16, whose losses are scaled so that gradients do not vanish (for GPUs without bf16); ``auto``: bf16 where
+    the hardware computes in it."""
     checkpoint_seconds: float = Field(60.0, gt=0, le=1e9)
     """Longest time between two checkpoints."""
     data: DataConfig = DataConfig()

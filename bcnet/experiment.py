@@ -15,7 +15,7 @@ from bcnet.data.load import load_data
 from bcnet.errors import UserError, first_line
 from bcnet.kernels import status
 from bcnet.latency.table import Measured, load_latency
-from bcnet.machine import environment, resolve_device, use_bf16
+from bcnet.machine import environment, half_type, resolve_device
 from bcnet.models.copying import copy_network
 from bcnet.models.factory import build_model, default_divisor
 from bcnet.models.layout import keep_contiguous, needs_contiguous
@@ -73,9 +73,9 @@ class Resources:
         return resolve_device(self._base.device)
 
     @property
-    def bf16(self) -> bool:
-        """Whether to autocast to bf16."""
-        return use_bf16(self._base.amp, self.device)
+    def half(self) -> torch.dtype | None:
+        """What to autocast to; unset: not at all."""
+        return half_type(self._base.amp, self.device)
 
     def environment(self) -> dict[str, Any]:
         """Versions, commit and hardware, and whether the compiled kernels are on."""
@@ -248,7 +248,7 @@ class Experiment(Resources):
             batches,
             config.train,
             device=self.device,
-            bf16=self.bf16,
+            half=self.half,
             seed=config.seed,
             passes=self.strategy.passes,
             records=LossRecords(config.train.records),
@@ -280,8 +280,8 @@ class Experiment(Resources):
         with undisturbed(supernet):
             for name, widths in zip(LOOKED_AT, (space.narrowest, middle, space.full), strict=True):
                 supernet.set_active_subnet(widths, "left")
-                calibrate(supernet, calibration, bf16=self.bf16)
-                accuracies[name] = evaluate(supernet, validation, bf16=self.bf16)["accuracy"]
+                calibrate(supernet, calibration, half=self.half)
+                accuracies[name] = evaluate(supernet, validation, half=self.half)["accuracy"]
         if accuracies[LOOKED_AT[0]] < 1.5 / len(self.data.classes) <= accuracies[LOOKED_AT[2]] / 2:
             notice("the narrowest subnet learns nothing: a larger space.min_bins, or a smaller train.lr, may help")
         return accuracies
@@ -300,7 +300,7 @@ class Experiment(Resources):
         before = supernet.active
         set_active_channels(supernet.net, channels, "left")
         try:
-            calibrate(supernet, self.calibration, bf16=self.bf16)
+            calibrate(supernet, self.calibration, half=self.half)
             return supernet.get_active_subnet()
         finally:
             supernet.set_active_subnet(*before)
@@ -342,7 +342,7 @@ class Experiment(Resources):
             seeds=seeds,
             input_shape=self.data.input_shape,
             device=self.device,
-            bf16=self.bf16,
+            half=self.half,
             teacher=self.teacher(recipe),
             **options,
         )
@@ -364,7 +364,7 @@ class Experiment(Resources):
             self.data.train_batches("full_train", recipe.batch_size, seed),
             recipe,
             device=self.device,
-            bf16=self.bf16,
+            half=self.half,
             seed=seed,
             passes=lambda step: [Pass(one) for one in widths],
             teacher=self.teacher(recipe),
@@ -405,7 +405,7 @@ class Experiment(Resources):
             self.validation,
             sides=self.strategy.sides,
             metric=self.metric,
-            bf16=self.bf16,
+            half=self.half,
             memory_gib=score.memory_gib,
             whole_layers=score.whole_layers,
             sample=self._additive_sample(),
@@ -521,7 +521,7 @@ class Experiment(Resources):
         start = self.inherited(supernet, channels)
         (network,) = self.train_width(channels, [self.config.seed], start=start, recipe=recipe, part="train", **options)
         metrics = (METRICS["accuracy"], METRICS["cross_entropy"], SQUARED_CROSS_ENTROPY)
-        reached = evaluate(network, self.data.eval_batches("val", self.config.score.batch_size), metrics=metrics, bf16=self.bf16)
+        reached = evaluate(network, self.data.eval_batches("val", self.config.score.batch_size), metrics=metrics, half=self.half)
         variance = reached.pop(SQUARED_CROSS_ENTROPY.name) - reached["cross_entropy"] ** 2
         return reached | {"error": (max(0.0, variance) / self.data.num_images("val")) ** 0.5}
 

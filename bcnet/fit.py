@@ -76,7 +76,7 @@ class Fit:
             seeds=[seed],
             input_shape=data.input_shape,
             device=own.device,
-            bf16=own.bf16,
+            half=own.half,
             checkpoint=checkpoint,
             checkpoint_seconds=own.config.checkpoint_seconds,
             identity=hashlib.sha256(f"{own.config.model_dump_json(include=set(_FIXED_SECTIONS))} {seed}".encode()).hexdigest(),
@@ -84,7 +84,7 @@ class Fit:
             watchers=make_watchers(folder, own.config.watch, COLUMNS),
             teacher=own.teacher(recipe),
         )
-        test = evaluate(network, own.test, bf16=own.bf16)
+        test = evaluate(network, own.test, half=own.half)
         fitted = FittedNetwork(accuracy=100 * test["accuracy"], cross_entropy=test["cross_entropy"])
         if process_rank() == 0:
             save_network(folder, network, self._describe() | {"test_accuracy": fitted.accuracy, "seed": seed})

@@ -18,6 +18,8 @@ from bcnet.distributed import world_size
 from bcnet.errors import UserError
 from bcnet.version import __version__
 
+HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+
 
 def seed_dropout(seed: int, device: torch.device) -> None:
     """Seed the global generators that dropout layers draw from.
@@ -51,13 +53,20 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def use_bf16(amp: str, device: torch.device) -> bool:
-    """Whether to compute in bf16: asked for, or ``auto`` on hardware that does it natively."""
+def half_type(amp: str, device: torch.device) -> torch.dtype | None:
+    """What to autocast to: what is asked for, or with ``auto`` bf16 on hardware that computes in it natively."""
     if amp != "auto":
-        return amp == "bf16"
+        return HALF_TYPES[amp]
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return _cpu_has("avx512_bf16") or _cpu_has("amx_bf16")
+        native = bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    else:
+        native = _cpu_has("avx512_bf16") or _cpu_has("amx_bf16")
+    return torch.bfloat16 if native else None
+
+
+def amp_of(half: torch.dtype | None) -> str:
+    """What ``amp`` calls a type: ``bf16``, ``fp16`` or ``off``."""
+    return next(name for name, known in HALF_TYPES.items() if known == half)
 
 
 def _cpu_has(flag: str) -> bool:
@@ -85,9 +94,9 @@ def memory(device: torch.device) -> dict[str, float]:
     return {"gpu_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
 
 
-def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, half: torch.dtype | None) -> AbstractContextManager[Any]:
     """The autocast context for one forward pass."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    return torch.autocast(device.type, half) if half else nullcontext()
 
 
 _allocator = "default"

@@ -213,7 +213,8 @@ class Run:
         """The scorer of the trained supernet, with its cache on disk."""
         score = self.config.score
         settings = [self.identity, self._supernet_hash, score.calibration_images, score.max_images, score.batch_size]
-        settings += [self.experiment.bf16, score.whole_layers, *(["batch"] if score.statistics == "batch" else [])]
+        settings += [self.experiment.half == torch.bfloat16, score.whole_layers, *(["batch"] if score.statistics == "batch" else [])]
+        settings += ["fp16"] * (self.experiment.half == torch.float16)
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         return self.experiment.make_scorer(self.supernet, ScoreCache(self.folder / "scores" / f"{name}.jsonl"))
 
@@ -368,9 +369,9 @@ class Run:
         """Write the subnet as a plain network with calibrated BN statistics; returns it and its description."""
         experiment, supernet = self.experiment, self.scorer.supernet
         supernet.set_active_subnet(widths, "left")
-        calibrate(supernet, experiment.calibration, bf16=experiment.bf16)
+        calibrate(supernet, experiment.calibration, half=experiment.half)
         network = supernet.get_active_subnet()
-        held_out = evaluate(network, experiment.validation, bf16=experiment.bf16)
+        held_out = evaluate(network, experiment.validation, half=experiment.half)
         channels = self.space.channels(widths)
         own = {"widths": self.space.encode(widths), "side": "left", "val_accuracy": 100 * held_out["accuracy"]}
         speed = self.measure(widths).model_dump(mode="json")
@@ -511,7 +512,7 @@ class Run:
         self, network: nn.Module, channels: Sequence[int], seed: int, folder: Path, identity: str, start: Start = "scratch"
     ) -> float:
         """Test a trained network and write it; returns the accuracy in per cent."""
-        test = evaluate(network, self.experiment.test, bf16=self.experiment.bf16)
+        test = evaluate(network, self.experiment.test, half=self.experiment.half)
         accuracy = 100 * test["accuracy"]
         if process_rank() == 0:
             save_network(folder, network, self._describe_network(channels) | {"test_accuracy": accuracy, "seed": seed, "start": start})

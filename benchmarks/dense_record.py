@@ -159,7 +159,7 @@ class Target:
         short = DenseExperiment(config.model_copy(update={"retrain": recipe}))
         short.__dict__["data"] = experiment.data
         network = short.train_network(net, config.seed, part="train", label="short training")
-        return 100 * evaluate(network, experiment.validation, bf16=experiment.bf16)["accuracy"]
+        return 100 * evaluate(network, experiment.validation, half=experiment.half)["accuracy"]
 
     def hand_made(self, cost: float) -> NetConfig:
         """A network as people build them: two inverted residuals by 6 for every map size, widths doubling, as wide as it may be."""
@@ -206,7 +206,7 @@ class Target:
         (network,) = run.experiment.train_width(
             channels, [seed], checkpoint=checkpoint, identity=identity, label=f"retrain refined, seed {seed}"
         )
-        accuracy = 100 * evaluate(network, run.experiment.test, bf16=run.experiment.bf16)["accuracy"]
+        accuracy = 100 * evaluate(network, run.experiment.test, half=run.experiment.half)["accuracy"]
         checkpoint.unlink(missing_ok=True)
         return accuracy
 

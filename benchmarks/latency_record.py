@@ -20,7 +20,7 @@ from measure import spread
 from bcnet.latency.fit import check
 from bcnet.latency.table import Measured, load_latency, read_latency
 from bcnet.latency.timing import TimedNetwork, clock_of, random_images, visit
-from bcnet.machine import environment
+from bcnet.machine import HALF_TYPES, environment
 from bcnet.models.factory import build_model
 from bcnet.models.layout import fit_layout, to_device
 from bcnet.progress import ProgressBar
@@ -60,7 +60,7 @@ def main() -> None:
     }
     every = [widths for rows in kinds.values() for widths in rows]
     device = torch.device(meta.device_type)
-    timed = Timed(Supernet(model, space, fuse=False), device, shape, meta.batch_size, meta.amp == "bf16")
+    timed = Timed(Supernet(model, space, fuse=False), device, shape, meta.batch_size, HALF_TYPES[meta.amp])
     ratios, references = measure(timed, every, space.decode(table.noise.reference_widths), options.rounds, options.seconds)
     measured = [median(row) * median(references) for row in ratios]
     predicted = [float(cost.one(widths)) for widths in every]
@@ -103,14 +103,14 @@ def ceiling(ratios: Sequence[Sequence[float]]) -> float | None:
 class Timed:
     """Makes networks that are ready to be timed."""
 
-    def __init__(self, supernet: Supernet, device: torch.device, shape: Sequence[int], batch_size: int, bf16: bool) -> None:
-        self.supernet, self.device, self.bf16 = supernet, device, bf16
+    def __init__(self, supernet: Supernet, device: torch.device, shape: Sequence[int], batch_size: int, half: torch.dtype | None) -> None:
+        self.supernet, self.device, self.half = supernet, device, half
         self.images, self.clock = random_images(shape, batch_size, device), clock_of(device)
 
     def __call__(self, widths: Widths) -> TimedNetwork:
         """The network of a width vector."""
         network = to_device(self.supernet.extract(widths), self.device).eval()
-        return TimedNetwork(network, self.images, self.clock, bf16=self.bf16)
+        return TimedNetwork(network, self.images, self.clock, half=self.half)
 
 
 def measure(timed: Timed, every: Sequence[Widths], middle: Widths, rounds: int, seconds: float) -> tuple[list[list[float]], list[float]]:

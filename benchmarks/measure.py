@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bcnet.machine import use_bf16
+from bcnet.machine import half_type
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -84,12 +84,13 @@ def _status(field: str) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
-def precisions(device: torch.device) -> dict[str, bool]:
-    """What to measure, by name, and whether it is bf16: that only on hardware that computes in it, for elsewhere it takes minutes."""
-    if use_bf16("auto", device):
-        return {"fp32": False, "bf16": True}
+def precisions(device: torch.device) -> dict[str, torch.dtype | None]:
+    """What to measure, by name, and what to autocast to: bf16 only on hardware that computes in it, for elsewhere it takes minutes."""
+    half = half_type("auto", device)
+    if half:
+        return {"fp32": None, "bf16": half}
     print("this hardware does not compute in bf16, which is left out", file=sys.stderr)
-    return {"fp32": False}
+    return {"fp32": None}
 
 
 def ceilings(device: torch.device, quick: bool, names: Iterable[str]) -> dict[str, float]:

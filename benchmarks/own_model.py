@@ -211,7 +211,7 @@ class Study:
         network = make(flops)
         own = self.experiment
         costs = {"flops": count_flops(network.cpu(), own.data.input_shape), "params": sum(p.numel() for p in network.parameters())}
-        before = evaluate(network.to(own.device), own.test, bf16=own.bf16)["accuracy"]
+        before = evaluate(network.to(own.device), own.test, half=own.half)["accuracy"]
         recipe = own.config.retrain.model_copy(update={"epochs": own.config.retrain.epochs + extra})
         (trained,) = train_width(
             [network],
@@ -220,12 +220,12 @@ class Study:
             seeds=[self.seed],
             input_shape=own.data.input_shape,
             device=own.device,
-            bf16=own.bf16,
+            half=own.half,
             checkpoint=folder / "checkpoint.pt",
             identity=identity,
             label=f"{method} {budget:g}, seed {self.seed}",
         )
-        accuracy = evaluate(trained, own.test, bf16=own.bf16)["accuracy"]
+        accuracy = evaluate(trained, own.test, half=own.half)["accuracy"]
         result = {"identity": identity, "accuracy": 100 * accuracy, "accuracy_before": 100 * before, "epochs": recipe.epochs}
         write_json(file, result | costs)
         (folder / "checkpoint.pt").unlink(missing_ok=True)

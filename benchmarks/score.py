@@ -114,7 +114,7 @@ class Bench:
             calibration,
             validation,
             metric=METRICS["cross_entropy"],
-            bf16=self.precisions[precision],
+            half=self.precisions[precision],
             memory_gib=memory_gib,
             whole_layers=whole_layers,
         )

@@ -22,7 +22,7 @@ from reference import Reference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bcnet.machine import autocast, environment, resolve_device, tune_malloc
+from bcnet.machine import HALF_TYPES, autocast, environment, resolve_device, tune_malloc
 from bcnet.models.channel_bench import MobileNet, ResNet
 from bcnet.space.cost import CostTable
 from bcnet.space.trace import trace
@@ -58,7 +58,7 @@ class Bench:
         """A step of the reference."""
         return self.reference.step(self.images, self.labels, self.widths[number], self.plain_optimizer)
 
-    def fast(self, number: int, bf16: bool, widths: Widths | None = None) -> Tensor:
+    def fast(self, number: int, half: torch.dtype | None, widths: Widths | None = None) -> Tensor:
         """A step of the supernet, as the trainer does it."""
         self.supernet.train()
         images = self.images.contiguous(memory_format=torch.channels_last)
@@ -66,7 +66,7 @@ class Bench:
         losses = []
         for side in SIDES:
             self.supernet.set_active_subnet(widths or self.widths[number], side)
-            with autocast(self.device, bf16):
+            with autocast(self.device, half):
                 logits = self.supernet(images)
             loss = F.cross_entropy(logits.float(), self.labels)
             loss.backward()
@@ -74,7 +74,7 @@ class Bench:
         self.optimizer.step()
         return torch.stack(losses)
 
-    def check(self, precisions: dict[str, bool]) -> dict[str, float]:
+    def check(self, precisions: dict[str, torch.dtype | None]) -> dict[str, float]:
         """Largest relative difference of the two losses over a few width vectors, for every precision."""
         worst = dict.fromkeys(precisions, 0.0)
         learning = [group for o in (self.optimizer, self.plain_optimizer) for group in o.param_groups]
@@ -82,8 +82,8 @@ class Bench:
             group["lr"] = 0.0
         for number in range(3):
             expected = torch.tensor(self.plain(number))
-            for name, bf16 in precisions.items():
-                losses = self.fast(number, bf16).cpu()
+            for name, half in precisions.items():
+                losses = self.fast(number, half).cpu()
                 worst[name] = max(worst[name], float(((losses - expected) / expected).abs().max()))
         for group in learning:
             group["lr"] = 1e-4
@@ -117,7 +117,7 @@ def main() -> None:
     kinds = precisions(device)
     best = list(kinds)[-1]
     variants: dict[str, Callable[[int], object]] = {"reference fp32": bench.plain}
-    variants |= {f"fast {name}": partial(bench.fast, bf16=bf16) for name, bf16 in kinds.items()}
+    variants |= {f"fast {name}": partial(bench.fast, half=half) for name, half in kinds.items()}
     if options.profile:
         for name in ("reference fp32", f"fast {best}"):
             print(name, *profile(variants[name], 5), sep="\n  ")
@@ -175,7 +175,7 @@ def draw_scaling(path: Path, bench: Bench, device: torch.device, precision: str)
     bins = min(group.bins for group in space.groups)
 
     def time_of(widths: Widths) -> float:
-        return min(interleave({"": lambda _: bench.fast(0, precision == "bf16", widths)}, 4, device)[""])
+        return min(interleave({"": lambda _: bench.fast(0, HALF_TYPES.get(precision), widths)}, 4, device)[""])
 
     by_width = [(k / bins, time_of((k,) * len(space.groups))) for k in range(1, bins + 1)]
     narrow, full = space.narrowest, space.full

@@ -55,7 +55,7 @@ def run_recipe(plan: dict[str, Any], truth: GroundTruth, out: Path, name: str, c
     configs = {DEFAULT: load_config(plan["base"])} if not free else {}
     label = name.replace(": ", "-").replace(" ", "_")
     configs[label] = load_config(plan["base"], changes)
-    comparison = compare(configs, truth, plan["seeds"], out / "runs")
+    comparison = compare(configs, truth, plan["seeds"], out / "runs", competitors=())
     method = comparison.methods[label]
     seeds = method.per_seed
     taus = {score: [seed.kendall_by_score[score] for seed in seeds] for score in seeds[0].kendall_by_score}

@@ -130,7 +130,7 @@ def latency(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once; times are of one batch.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads.  [default: as many as torch likes]")] = None,
-    amp: Annotated[Amp, typer.Option(help="bf16 autocast.")] = Amp.off,
+    amp: Annotated[Amp, typer.Option(help="Autocast to bf16 or fp16.")] = Amp.off,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for every operation; more is more precise.")] = 0.3,
     repeats: Annotated[int | None, typer.Option(min=1, help="Passes of each instead.")] = None,
     trust: Trust = False,
@@ -145,7 +145,7 @@ def latency(
     from bcnet.dense.costs import GridCosts
     from bcnet.dense.grid import Grid
     from bcnet.dense.latency import measure_grid, read_latency
-    from bcnet.machine import resolve_device
+    from bcnet.machine import HALF_TYPES, resolve_device
 
     settings = load_as(DenseConfig, config, overrides or (), trust=trust)
     grid, (shape, classes) = Grid(settings.grid), _shape(settings, input, num_classes)
@@ -153,7 +153,7 @@ def latency(
     place = resolve_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    options = {"device": place, "batch_size": batch_size, "bf16": amp is Amp.bf16, "seconds": seconds, "repeats": repeats}
+    options = {"device": place, "batch_size": batch_size, "half": HALF_TYPES[amp.value], "seconds": seconds, "repeats": repeats}
     with stoppable():
         table = measure_grid(grid, shape, classes, label="latency", out=out, **options)  # type: ignore[arg-type]
     low, high = GridCosts(grid, {"latency": read_latency(out, grid)}).range("latency")
@@ -186,11 +186,13 @@ def train(
 
 def search(run: "DenseRun", say: Say) -> None:
     """Search and say how it went."""
+    from bcnet.machine import amp_of
+
     experiment = run.experiment
     say(f"{experiment.grid.summary()}")
     parts = (("train", "training"), ("val", "held-out"), ("test", "test"))
     sizes = ", ".join(f"{experiment.data.num_images(part):,} {name}" for part, name in parts)  # type: ignore[arg-type]
-    say(f"data: {sizes} images; device {experiment.device}{', bf16' if experiment.bf16 else ''}")
+    say(f"data: {sizes} images; device {experiment.device}{f', {amp_of(experiment.half)}' if experiment.half else ''}")
     found = run.train()
     last = found.course[-1]
     say(f"searched {found.step:,} steps in {found.history.seconds:,.1f} s; loss {last.loss:.3f}, held out {last.held_out_loss:.3f}")

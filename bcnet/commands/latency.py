@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 
 
 class Amp(str, Enum):
-    """Whether to autocast."""
+    """What to autocast to."""
 
     off = "off"
     bf16 = "bf16"
+    fp16 = "fp16"
 
 
 class Runner(str, Enum):
@@ -61,7 +62,7 @@ def latency(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once; times are of one batch.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads.  [default: as many as torch likes]")] = None,
-    amp: Annotated[Amp, typer.Option(help="bf16 autocast.")] = Amp.off,
+    amp: Annotated[Amp, typer.Option(help="Autocast to bf16 or fp16.")] = Amp.off,
     seconds_per_network: Annotated[float, typer.Option(min=0.01, help="Time for each network; more is more precise.")] = 2.0,
     backend: Annotated[
         Runner, typer.Option(help="What runs whole networks where they are deployed; single layers are timed in PyTorch.")

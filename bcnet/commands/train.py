@@ -34,6 +34,7 @@ def train(
 
 def train_supernet(run: "Run", say: Say) -> None:
     """Train and say how it went."""
+    from bcnet.machine import amp_of
     from bcnet.training.fairness import fairness_sentence
     from bcnet.training.trainer import FLUSH_STEPS
 
@@ -41,7 +42,7 @@ def train_supernet(run: "Run", say: Say) -> None:
     say(f"{run.config.model.name}: {run.space.summary()}")
     parts = (("train", "training"), ("val", "search-validation"), ("test", "test"))
     sizes = ", ".join(f"{experiment.data.num_images(part):,} {name}" for part, name in parts)  # type: ignore[arg-type]
-    say(f"data: {sizes} images; device {experiment.device}{', bf16' if experiment.bf16 else ''}")
+    say(f"data: {sizes} images; device {experiment.device}{f', {amp_of(experiment.half)}' if experiment.half else ''}")
     trainer = run.train()
     assert trainer.counts is not None
     losses = trainer.history.loss

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from bcnet.data.interfaces import EvalSource
 from bcnet.dense.architecture import Architecture
 from bcnet.dense.costs import GridCosts
@@ -68,7 +70,7 @@ def candidates(
 
 
 def inherit(
-    network: SuperNetwork, choice: Choice, score: float, calibration: EvalSource, validation: EvalSource, *, bf16: bool = False
+    network: SuperNetwork, choice: Choice, score: float, calibration: EvalSource, validation: EvalSource, *, half: torch.dtype | None = None
 ) -> Inherited:
     """Take a network out of the super network, give it BN statistics of its own, and look how good it is.
 
@@ -78,13 +80,13 @@ def inherit(
         score: its score.
         calibration: training images.
         validation: held-out images.
-        bf16: autocast to bf16.
+        half: what to autocast to, bf16 or fp16; unset: not at all.
     """
     device = next(network.parameters()).device
     plain = network.extract(choice)
     to_device(plain, device)
-    calibrate(plain, calibration, bf16=bf16)
-    accuracy = evaluate(plain, validation, bf16=bf16)["accuracy"]
+    calibrate(plain, calibration, half=half)
+    accuracy = evaluate(plain, validation, half=half)["accuracy"]
     return Inherited(choice, score, accuracy, plain)
 
 

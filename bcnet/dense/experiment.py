@@ -110,7 +110,7 @@ class DenseExperiment(Resources):
             self.costs,
             budget,
             device=self.device,
-            bf16=self.bf16,
+            half=self.half,
             checkpoint=checkpoint,
             checkpoint_seconds=config.checkpoint_seconds,
             identity=identity,
@@ -151,7 +151,7 @@ class DenseExperiment(Resources):
                 seeds=[seed],
                 input_shape=data.input_shape,
                 device=self.device,
-                bf16=self.bf16,
+                half=self.half,
                 checkpoint_seconds=self.config.checkpoint_seconds,
                 **options,
             )

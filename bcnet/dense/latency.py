@@ -22,7 +22,7 @@ from bcnet.files import read_json
 from bcnet.latency.part import PartFile
 from bcnet.latency.timing import TimedNetwork, clock_of, random_images, visit
 from bcnet.locks import locked
-from bcnet.machine import device_name
+from bcnet.machine import amp_of, device_name
 from bcnet.models.densenas import conv_bn, make_operation
 from bcnet.models.layout import to_device
 from bcnet.progress import ProgressBar
@@ -46,7 +46,7 @@ class DenseLatencyMeta(Record):
     """``[C, H, W]`` of one image."""
     batch_size: int
     """Images at once; all times are of one batch."""
-    amp: Literal["off", "bf16"]
+    amp: Literal["off", "bf16", "fp16"]
     """Autocast."""
     device: str
     """Name of the processor or GPU."""
@@ -156,7 +156,7 @@ def measure_grid(
     *,
     device: torch.device,
     batch_size: int = 1,
-    bf16: bool = False,
+    half: torch.dtype | None = None,
     seconds: float = 0.2,
     repeats: int | None = None,
     label: str = "",
@@ -172,7 +172,7 @@ def measure_grid(
         num_classes: number of logits.
         device: where.
         batch_size: images at once.
-        bf16: autocast to bf16.
+        half: what to autocast to, bf16 or fp16; unset: not at all.
         seconds: for every operation, the reference included.
         repeats: so many passes of each instead.
         label: shown beside the progress bar.
@@ -190,7 +190,7 @@ def measure_grid(
     def timed(module: nn.Module, channels: int, size: Sequence[int]) -> TimedNetwork:
         shape = (channels, *size) if size else (channels,)
         images = random_images(shape, batch_size, device)
-        return TimedNetwork(to_device(module, device).eval(), images, clock, bf16=bf16)
+        return TimedNetwork(to_device(module, device).eval(), images, clock, half=half)
 
     reference = timed(make_operation("mbconv_k3_t6", widths[0], widths[0], 1), widths[0], sizes[0])
     wanted: dict[tuple[Any, ...], Callable[[], TimedNetwork]] = {}
@@ -213,7 +213,7 @@ def measure_grid(
         "num_classes": num_classes,
         "input": list(image),
         "batch_size": batch_size,
-        "amp": "bf16" if bf16 else "off",
+        "amp": amp_of(half),
         "device": device_name(device),
         "device_type": "cuda" if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),

@@ -132,7 +132,7 @@ class DenseRun:
         costs, scores, own = experiment.costs, Scores.of(search.architecture), self.config.derive
         choices = candidates(search.architecture, costs, budget, count=own.candidates, search_paths=own.search_paths, fill=own.fill)
         found = [
-            inherit(search.network, c, scores.of_choice(costs.grid, c), experiment.calibration, experiment.validation, bf16=experiment.bf16)
+            inherit(search.network, c, scores.of_choice(costs.grid, c), experiment.calibration, experiment.validation, half=experiment.half)
             for c in choices
         ]
         best = choose(found)
@@ -250,7 +250,7 @@ class DenseRun:
         return self._keep(network, net, seed, folder, identity)
 
     def _keep(self, network: nn.Module, net: NetConfig, seed: int, folder: Path, identity: str) -> float:
-        test = evaluate(network, self.experiment.test, bf16=self.experiment.bf16)
+        test = evaluate(network, self.experiment.test, half=self.experiment.half)
         accuracy = 100 * test["accuracy"]
         save_network(folder, network, self._describe(net) | {"test_accuracy": accuracy, "seed": seed})
         RetrainedNetwork(identity=identity, accuracy=accuracy, cross_entropy=test["cross_entropy"]).write(folder / "result.json")

@@ -25,7 +25,6 @@ from bcnet.errors import UserError
 from bcnet.machine import autocast, seed_dropout
 from bcnet.seeds import STREAM_STEP, derive_seed
 from bcnet.space.cost import Budget
-from bcnet.training.optimizer import clip_gradients
 from bcnet.training.schedule import lr_factor
 from bcnet.training.strategies.base import Pass
 from bcnet.training.trainer import Trainer
@@ -125,9 +124,8 @@ class Search(Trainer):
         images, labels = self.batches.batch(step.number)
         self.optimizer.zero_grad(set_to_none=True)  # what is not sampled is neither moved nor decayed
         loss = self._loss(self._logits(images), labels, None)
-        loss.backward()
-        clip_gradients(self.network, self.recipe)
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self._update(self.optimizer)
         self.operations.add(heads, stacks)
         return loss.detach()
 
@@ -140,8 +138,9 @@ class Search(Trainer):
         with _frozen(self.network):
             loss = self.architecture_loss(images, labels, heads, stacks)
             term = self.expected[self.minimised]().log() / math.log(self.settings.cost.base)
-            (loss + self.cost_factor(step.epoch) * term).backward()
-        self.adam.step()
+            self.scaler.scale(loss + self.cost_factor(step.epoch) * term).backward()
+        self.scaler.step(self.adam)
+        self.scaler.update()
         with torch.no_grad():
             for parameter, old, used in zip((architecture.head, architecture.stack), before, (heads, stacks), strict=True):
                 parameter.copy_(keep_mass(parameter, old, used.to(parameter.device), architecture.temperature))
@@ -163,9 +162,9 @@ class Search(Trainer):
         return F.cross_entropy(self._logits(images), labels)
 
     def _logits(self, images: Tensor) -> Tensor:
-        with autocast(self.device, self.bf16):
+        with autocast(self.device, self.half):
             logits: Tensor = self.network(images)
-        return logits.float() if logits.dtype == torch.bfloat16 else logits
+        return logits.float()
 
     def _sample(self, count: int, number: int) -> tuple[Tensor, Tensor]:
         how, architecture = self.settings.weights.sampling, self.architecture

@@ -19,7 +19,7 @@ def check_backend(backend: str, device: torch.device, amp: str) -> None:
     """Refuse what cannot be measured, before any work.
 
     Raises:
-        UserError: ONNX Runtime is not installed, or was asked for on a GPU or for bf16.
+        UserError: ONNX Runtime is not installed, or was asked for on a GPU or for anything but fp32.
     """
     if backend != "onnxruntime":
         return

@@ -11,7 +11,7 @@ from bcnet.errors import UserError
 from bcnet.latency.backends import deploy
 from bcnet.latency.table import LatencyTable, Measured, load_latency, read_latency
 from bcnet.latency.timing import WARM_UP, TimedNetwork, clock_of, cpu_threads, random_images, ready
-from bcnet.machine import device_name
+from bcnet.machine import HALF_TYPES, device_name
 from bcnet.space.widths import Space
 
 LEAST_PASSES = 20
@@ -45,7 +45,7 @@ def relevel(
     images = random_images(of.input_shape, meta.batch_size, device)
     with cpu_threads(meta.threads if device.type == "cpu" else None):
         network = ready(model, of.input_shape, device)
-        timed = TimedNetwork(deploy(network, images, meta.backend), images, clock_of(device), bf16=meta.amp == "bf16")
+        timed = TimedNetwork(deploy(network, images, meta.backend), images, clock_of(device), half=HALF_TYPES[meta.amp])
         for _ in range(WARM_UP):
             timed.run_whole()
         passes: list[float] = []

@@ -20,7 +20,7 @@ from bcnet.latency.part import PartFile
 from bcnet.latency.table import FORMAT, LatencyMeta, LatencyNoise, LatencyTable, describe_groups
 from bcnet.latency.timing import Clock, TimedNetwork, clock_of, random_images, visit
 from bcnet.locks import locked
-from bcnet.machine import device_name
+from bcnet.machine import HALF_TYPES, device_name
 from bcnet.models.copying import copy_network
 from bcnet.models.layout import fit_layout, to_device
 from bcnet.progress import ProgressBar
@@ -56,7 +56,7 @@ class LatencySettings:
     num_classes: int
     input_shape: tuple[int, ...]
     batch_size: int = 1
-    amp: Literal["off", "bf16"] = "off"
+    amp: Literal["off", "bf16", "fp16"] = "off"
     seconds: float = 1.0
     repeats: int | None = None
     times: int = 3
@@ -153,11 +153,11 @@ class LatencySession:
         return to_device(self.supernet.extract(widths), self.device).eval()
 
     def _timed(self, widths: Widths, layers: Sequence[str] = ()) -> TimedNetwork:
-        return TimedNetwork(self._network(widths), self.images, self.clock, bf16=self.settings.amp == "bf16", layers=layers)
+        return TimedNetwork(self._network(widths), self.images, self.clock, half=HALF_TYPES[self.settings.amp], layers=layers)
 
     def _deployed(self, widths: Widths) -> TimedNetwork:
         run = deploy(self._network(widths), self.images, self.settings.backend)
-        return TimedNetwork(run, self.images, self.clock, bf16=self.settings.amp == "bf16")
+        return TimedNetwork(run, self.images, self.clock, half=HALF_TYPES[self.settings.amp])
 
     def _measure(self, task: Task) -> dict[str, Any]:
         layers = [block.name for block in self.blocks] if task.kind == "blocks" else []

@@ -46,7 +46,7 @@ class LatencyMeta(Record):
     """CPU threads."""
     clock: str
     """What was counted; with one CPU thread the time that it had the CPU, as if nothing else ran."""
-    amp: Literal["off", "bf16"]
+    amp: Literal["off", "bf16", "fp16"]
     """Autocast."""
     torch: str
     """Version."""

@@ -102,15 +102,21 @@ class TimedNetwork:
         network: in evaluation mode, on its device; or whatever runs one, if no layers are timed.
         images: ``(N, C, H, W)`` on that device, in the network's order in memory.
         clock: takes the time.
-        bf16: whether to autocast.
+        half: what to autocast to, bf16 or fp16; unset: not at all.
         layers: names of modules that begin a block; those that the network does not have are left out. A block lasts until the next one
             begins or the pass ends, so that blocks add up to the whole.
     """
 
     def __init__(
-        self, network: Callable[[torch.Tensor], Any], images: torch.Tensor, clock: Clock, *, bf16: bool = False, layers: Sequence[str] = ()
+        self,
+        network: Callable[[torch.Tensor], Any],
+        images: torch.Tensor,
+        clock: Clock,
+        *,
+        half: torch.dtype | None = None,
+        layers: Sequence[str] = (),
     ) -> None:
-        self.network, self.images, self.clock, self.bf16 = network, images, clock, bf16
+        self.network, self.images, self.clock, self.half = network, images, clock, half
         self._marks: list[tuple[str, Any]] = []
         modules = dict(network.named_modules()) if isinstance(network, nn.Module) and layers else {}
         for name in layers:
@@ -130,7 +136,7 @@ class TimedNetwork:
             Blocks in the order in which they began, each with its milliseconds; a module that is called twice begins two.
         """
         self._marks.clear()
-        with torch.inference_mode(), autocast(self.images.device, self.bf16):
+        with torch.inference_mode(), autocast(self.images.device, self.half):
             self._marks.append((START, self.clock.stamp()))
             self.network(self.images)
             self._marks.append(("", self.clock.stamp()))
@@ -204,7 +210,7 @@ def measure_networks(
     device: torch.device | str = "cpu",
     threads: int | None = None,
     repeats: int = 50,
-    bf16: bool = False,
+    half: torch.dtype | None = None,
 ) -> list[float]:
     """Median milliseconds of a forward pass of each network; they run turn by turn, so that a busy machine slows all of them alike.
 
@@ -215,13 +221,13 @@ def measure_networks(
         device: where to run.
         threads: CPU threads; unset: as many as now.
         repeats: passes of each.
-        bf16: whether to autocast.
+        half: what to autocast to, bf16 or fp16; unset: not at all.
     """
     place = torch.device(device)
     images = random_images(input_shape, batch_size, place)
     with cpu_threads(threads):
         clock = clock_of(place)
-        timed = [TimedNetwork(ready(module, input_shape, place), images, clock, bf16=bf16) for module in modules]
+        timed = [TimedNetwork(ready(module, input_shape, place), images, clock, half=half) for module in modules]
         for one in timed:
             for _ in range(WARM_UP):
                 one.run()

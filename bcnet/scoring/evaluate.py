@@ -58,7 +58,7 @@ def evaluate(
     batches: EvalSource,
     *,
     metrics: Sequence[Metric] = tuple(METRICS.values()),
-    bf16: bool = False,
+    half: torch.dtype | None = None,
     reference: Tensor | None = None,
     batch_statistics: bool = False,
 ) -> Evaluation:
@@ -68,7 +68,7 @@ def evaluate(
         network: whose logits are measured.
         batches: images.
         metrics: what to measure.
-        bf16: autocast to bf16.
+        half: what to autocast to, bf16 or fp16; unset: not at all.
         reference: what `log_probabilities` gave for another network.
         batch_statistics: BN normalises every batch by its own statistics; for supernets, whose running ones stay what they were.
 
@@ -76,7 +76,7 @@ def evaluate(
         UserError: a metric is not finite.
     """
     totals = Totals(1, metrics, reference, next(network.parameters()).device)
-    for logits, labels in _logits(network, batches, bf16, batch_statistics):
+    for logits, labels in _logits(network, batches, half, batch_statistics):
         totals.add(logits[None], labels)
         totals.end_batch(len(labels))
     evaluation = totals.means()[0]
@@ -101,12 +101,14 @@ def refuse_not_finite(evaluation: Evaluation, what: str) -> None:
             )
 
 
-def log_probabilities(network: nn.Module, batches: EvalSource, *, bf16: bool = False, batch_statistics: bool = False) -> Tensor:
+def log_probabilities(
+    network: nn.Module, batches: EvalSource, *, half: torch.dtype | None = None, batch_statistics: bool = False
+) -> Tensor:
     """What a network predicts in evaluation mode: images x classes, natural logarithm; see `evaluate`."""
-    return torch.cat([logits.float().log_softmax(1) for logits, _ in _logits(network, batches, bf16, batch_statistics)])
+    return torch.cat([logits.float().log_softmax(1) for logits, _ in _logits(network, batches, half, batch_statistics)])
 
 
-def _logits(network: nn.Module, batches: EvalSource, bf16: bool, batch_statistics: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _logits(network: nn.Module, batches: EvalSource, half: torch.dtype | None, batch_statistics: bool) -> Iterator[tuple[Tensor, Tensor]]:
     network.eval()
     if batch_statistics:
         for module in network.modules():
@@ -116,6 +118,6 @@ def _logits(network: nn.Module, batches: EvalSource, bf16: bool, batch_statistic
     device = next(network.parameters()).device
     with torch.no_grad():
         for images, labels in batches:
-            with autocast(device, bf16):
+            with autocast(device, half):
                 logits = network(images)
             yield logits, labels

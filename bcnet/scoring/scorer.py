@@ -41,7 +41,7 @@ class Scorer:
         validation: images held out from training.
         sides: the sides to score.
         metric: what the score is made of. Where it compares with the full width, that one's probabilities are averaged over the sides.
-        bf16: autocast to bf16.
+        half: what to autocast to, bf16 or fp16; unset: not at all.
         memory_gib: memory for what width vectors share.
         whole_layers: compute every layer at full width for all its uses: faster for a large part of a space.
         sample: evaluate these alone, and score any width vector by an additive model of theirs; empty: evaluate what is asked for.
@@ -61,7 +61,7 @@ class Scorer:
         *,
         sides: Sequence[Side] = ("left", "right"),
         metric: Metric = METRICS["accuracy"],
-        bf16: bool = False,
+        half: torch.dtype | None = None,
         memory_gib: float = 4.0,
         whole_layers: bool = False,
         sample: Sequence[Widths] = (),
@@ -70,7 +70,7 @@ class Scorer:
         cache: ScoreCache | None = None,
     ) -> None:
         self.supernet, self.calibration, self.validation = supernet, calibration, validation
-        self.sides, self.metric, self.bf16, self.cache = tuple(sides), metric, bf16, cache
+        self.sides, self.metric, self.half, self.cache = tuple(sides), metric, half, cache
         self.memory_gib, self.whole_layers, self.sample = memory_gib, whole_layers, list(sample)
         self.batch_statistics, self.concave = batch_statistics, concave
         self.metrics = METRICS | {metric.name: metric}
@@ -163,7 +163,7 @@ class Scorer:
         """Computes together what width vectors share; ``None`` where that is not possible, so each is scored alone."""
         batch = max(self.calibration.largest_batch, self.validation.largest_batch)
         try:
-            walker = Walker(self.supernet, self.validation.shape, bf16=self.bf16, whole_layers=self.whole_layers)
+            walker = Walker(self.supernet, self.validation.shape, half=self.half, whole_layers=self.whole_layers)
         except NotShareable as error:
             notice(f"width vectors are scored one by one, which takes longer: {first_line(error)}")
             return None
@@ -210,14 +210,20 @@ class Scorer:
         for side in self.sides:
             self._activate(widths, side)
             metrics = tuple(self.metrics.values())
-            how = {"bf16": self.bf16, "batch_statistics": self.batch_statistics}
-            result[side] = evaluate(self.supernet, self.validation, metrics=metrics, reference=reference, **how)
+            result[side] = evaluate(
+                self.supernet,
+                self.validation,
+                metrics=metrics,
+                reference=reference,
+                half=self.half,
+                batch_statistics=self.batch_statistics,
+            )
         return result
 
     def _activate(self, widths: Widths, side: Side) -> None:
         self.supernet.set_active_subnet(widths, side)
         if not self.batch_statistics:
-            calibrate(self.supernet, self.calibration, bf16=self.bf16)
+            calibrate(self.supernet, self.calibration, half=self.half)
 
     @cached_property
     def reference(self) -> Tensor:
@@ -225,6 +231,6 @@ class Scorer:
         of_sides = []
         for side in self.sides:
             self._activate(self.supernet.space.full, side)
-            how = {"bf16": self.bf16, "batch_statistics": self.batch_statistics}
-            of_sides.append(log_probabilities(self.supernet, self.validation, **how))
+            own = log_probabilities(self.supernet, self.validation, half=self.half, batch_statistics=self.batch_statistics)
+            of_sides.append(own)
         return torch.stack(of_sides).logsumexp(0) - log(len(of_sides))

@@ -35,15 +35,17 @@ class Walker:
     Args:
         supernet: trained.
         input_shape: ``(C, H, W)`` of one image.
-        bf16: autocast to bf16.
+        half: what to autocast to, bf16 or fp16; unset: not at all.
         whole_layers: see `bcnet.scoring.plan.make_plan`.
 
     Raises:
         NotShareable: torch.fx cannot trace the network, or what was traced computes something else.
     """
 
-    def __init__(self, supernet: Supernet, input_shape: Sequence[int], *, bf16: bool = False, whole_layers: bool = False) -> None:
-        self.supernet, self.space, self.bf16 = supernet, supernet.space, bf16
+    def __init__(
+        self, supernet: Supernet, input_shape: Sequence[int], *, half: torch.dtype | None = None, whole_layers: bool = False
+    ) -> None:
+        self.supernet, self.space, self.half = supernet, supernet.space, half
         supernet.eval()
         supernet.set_active_subnet(self.space.full, "left")
         self.plan = make_plan(supernet, input_shape, whole_layers=whole_layers)
@@ -145,7 +147,7 @@ class Walker:
                     if changed not in dirty:
                         dirty[changed] = self.plan.dirty(changed, steps)
                     to_do = dirty[changed]
-                with autocast(images.device, self.bf16):
+                with autocast(images.device, self.half):
                     walk.advance(widths, to_do)
                 before = widths
                 if not collect:

@@ -12,7 +12,7 @@ from bcnet.supernet.layers import BATCH_NORM
 from bcnet.supernet.supernet import Supernet
 
 
-def calibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, bf16: bool = False) -> None:
+def calibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, half: torch.dtype | None = None) -> None:
     """Recompute the running statistics of every BN layer, for a plain network or the active subnet of a supernet.
 
     Every batch counts the same; the statistics of a layer are those that the layer sees while the ones before it
@@ -22,7 +22,7 @@ def calibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, b
     Args:
         network: the network.
         batches: images ``(N, C, H, W)`` and labels, which are not used.
-        bf16: autocast to bf16.
+        half: what to autocast to, bf16 or fp16; unset: not at all.
 
     Raises:
         UserError: statistics that are not finite.
@@ -37,7 +37,7 @@ def calibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, b
     try:
         with torch.no_grad():
             for images, _ in batches:
-                with autocast(images.device, bf16):
+                with autocast(images.device, half):
                     network(images)
     finally:
         for norm, (momentum, track) in zip(norms, before, strict=True):

@@ -23,7 +23,7 @@ def train_width(
     seeds: Sequence[int],
     input_shape: Sequence[int],
     device: torch.device,
-    bf16: bool = False,
+    half: torch.dtype | None = None,
     checkpoint: Path | None = None,
     keeps_end: bool = True,
     **options: Any,
@@ -37,7 +37,7 @@ def train_width(
         seeds: of the networks.
         input_shape: ``(C, H, W)`` of one image.
         device: where to train.
-        bf16: autocast to bf16.
+        half: what to autocast to, bf16 or fp16; unset: not at all.
         checkpoint: file to save to and resume from; networks that are trained one after the other have one each, with their numbers.
         keeps_end: save the end of the last training, too.
         options: further arguments of `Trainer`, such as ``identity`` and ``label``.
@@ -47,7 +47,7 @@ def train_width(
     """
     together: list[tuple[nn.Module, Any, int]]
     try:
-        together = [_side_by_side(networks, batches, recipe, input_shape)]
+        together = [_side_by_side(networks, batches, recipe, input_shape, half)]
     except NotStackable:
         together = list(zip(networks, batches, seeds, strict=True))
     trained: list[nn.Module] = []
@@ -57,7 +57,7 @@ def train_width(
         trainer = Trainer(
             *(model, source, recipe),
             device=device,
-            bf16=bf16,
+            half=half,
             seed=seed,
             passes=passes,
             checkpoint=file,
@@ -71,12 +71,18 @@ def train_width(
 
 
 def _side_by_side(
-    networks: Sequence[nn.Module], batches: Sequence[TrainSource], recipe: RecipeConfig, input_shape: Sequence[int]
+    networks: Sequence[nn.Module],
+    batches: Sequence[TrainSource],
+    recipe: RecipeConfig,
+    input_shape: Sequence[int],
+    half: torch.dtype | None,
 ) -> tuple[nn.Module, Any, int]:
     if len(networks) == 1:
         raise NotStackable("one network is no stack")
     if recipe.accumulate > 1 or recipe.optimizer not in ENTRYWISE:
         raise NotStackable("these networks would see each other's images or weights")
+    if half == torch.float16:
+        raise NotStackable("a gradient that overflows would cost all networks of a stack a step")
     if recipe.clip_norm is not None:
         raise NotStackable("a limit on the gradient norm of a stack would couple its networks")
     return NetworkStack(networks, input_shape), StackedBatches(batches), 0

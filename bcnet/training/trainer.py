@@ -68,7 +68,7 @@ class Trainer:
         batches: training batches.
         recipe: epochs, optimizer, schedule.
         device: where to train.
-        bf16: autocast to bf16.
+        half: what to autocast to, bf16 or fp16; unset: not at all.
         seed: of the run.
         passes: what a step trains.
         records: where to note the losses of widths.
@@ -90,7 +90,7 @@ class Trainer:
         recipe: RecipeConfig,
         *,
         device: torch.device,
-        bf16: bool = False,
+        half: torch.dtype | None = None,
         seed: int = 0,
         passes: Callable[[int], list[Pass]] = plain_passes,
         records: LossRecords | None = None,
@@ -108,11 +108,12 @@ class Trainer:
         self.watchers, self.look, self.look_steps = watchers, look, look_steps
         self.teacher = None if teacher is None else to_device(copy_network(teacher), device).eval()
         self.model = to_device(model, device).train()
-        self.batches, self.recipe, self.device, self.bf16, self.seed = batches, recipe, device, bf16, seed
+        self.batches, self.recipe, self.device, self.half, self.seed = batches, recipe, device, half, seed
         self.passes, self.records, self.label = passes, records, label
         self.checkpoint, self.checkpoint_seconds, self.identity = checkpoint, checkpoint_seconds, identity
         self.total_steps = max(1, round(recipe.epochs * batches.steps_per_epoch))
         self.optimizer = make_optimizer(model, recipe)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half == torch.float16)
         self.warmup_steps = min(round(recipe.warmup_epochs * batches.steps_per_epoch), self.total_steps - 1)
         self.ema = _make_ema(model, recipe.ema_decay)
         self._runner = _compiled(self.model, recipe.compile)
@@ -226,14 +227,20 @@ class Trainer:
             self._accumulate(passes, *part, share=len(part[1]) / len(labels), replica=replica, is_last=part is parts[-1]) for part in parts
         ]
         losses = of_parts[0] if len(parts) == 1 else [torch.stack(column).sum() for column in zip(*of_parts, strict=True)]
-        clip_gradients(self.model, self.recipe)
-        self.optimizer.step()
+        self._update(self.optimizer)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         if self.counts is not None:
             self.counts.add(passes)
         self.history.passes += len(passes)
         self._pending.append((passes, losses))
+
+    def _update(self, optimizer: torch.optim.Optimizer) -> None:
+        """A step by the gradients, clipped; of fp16 it is left out where one has overflown, and the next losses are scaled by less."""
+        self.scaler.unscale_(optimizer)
+        clip_gradients(self.model, self.recipe)
+        self.scaler.step(optimizer)
+        self.scaler.update()
 
     def _accumulate(
         self, passes: list[Pass], images: Tensor, labels: Tensor, *, share: float, replica: DistributedDataParallel | None, is_last: bool
@@ -247,12 +254,12 @@ class Trainer:
                 self.model.set_active_subnet(one.widths, one.side)  # type: ignore[operator]
             network = self._runner if replica is None else replica
             with _no_sync(replica, not is_last or number < len(passes) - 1):
-                with autocast(self.device, self.bf16):
+                with autocast(self.device, self.half):
                     logits = logits_of(network(images))
                 loss = self._loss(logits.float(), labels, teacher if one.distilled else trained)
                 if share < 1:
                     loss = loss * share
-                (loss * one.weight).backward()
+                self.scaler.scale(loss * one.weight).backward()
             if number == 0 and trained is None:
                 teacher = logits.detach().float().softmax(1)
             losses.append(loss.detach())
@@ -261,7 +268,7 @@ class Trainer:
     def _taught(self, images: Tensor) -> Tensor:
         """What the teacher says of the images: probabilities, images x classes."""
         assert self.teacher is not None
-        with torch.no_grad(), autocast(self.device, self.bf16):
+        with torch.no_grad(), autocast(self.device, self.half):
             logits = logits_of(self.teacher(images))
         return logits.float().softmax(1)
 
@@ -334,6 +341,8 @@ class Trainer:
             state["counts"] = [torch.from_numpy(own.copy()) for own in self.counts.counts]
         if self.records is not None:
             state["records"] = self.records.to_list()
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
         save_checkpoint(self.checkpoint, state | self._more_state())
 
     def _more_state(self) -> dict[str, Any]:
@@ -360,6 +369,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
             if self.counts is not None:
                 self.counts.restore([own.cpu().numpy() for own in state["counts"]])
             self.step, self.history = state["step"], History(**state["history"] | {"loss": state["history"]["loss"].tolist()})

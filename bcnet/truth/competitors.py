@@ -112,9 +112,9 @@ def trained_alone(config: Config, passes: float, folder: Path) -> dict[str, Scor
             seeds=[seed],
             input_shape=experiment.data.input_shape,
             device=experiment.device,
-            bf16=experiment.bf16,
+            half=experiment.half,
         )
-        return {"accuracy": evaluate(trained, experiment.validation, bf16=experiment.bf16)["accuracy"]}
+        return {"accuracy": evaluate(trained, experiment.validation, half=experiment.half)["accuracy"]}
 
     known = _remembered(experiment, folder, sample, measure, f"{len(sample)} networks trained alone", epochs)
     steps = experiment.data.train_batches("train", recipe.batch_size, seed).steps_per_epoch

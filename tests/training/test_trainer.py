@@ -50,6 +50,26 @@ def test_same_seed_same_run_also_when_stopped_and_resumed(tmp_path, strategy):
     assert stopped.trained.step == whole.total_steps == 30
 
 
+def test_a_training_in_fp16_scales_its_losses_and_resumes_bit_for_bit(tmp_path):
+    config = load_config("digits/bcnetv2", ["train.epochs=2", "amp=fp16", "train.clip_norm=1", "device=cpu"])
+    whole = Run.create(tmp_path / "whole", config).train()
+    stopped = Run.create(tmp_path / "parts", config)
+    stopped.trainer.scaler.load_state_dict(stopped.trainer.scaler.state_dict() | {"scale": 2.0**40})  # overflows at first
+    before = [p.detach().clone() for p in stopped.trainer.model.parameters()]
+    stopped.trainer.run(until_step=1)
+    assert stopped.trainer.scaler.get_scale() == 2.0**39
+    assert all(torch.equal(p, old) for p, old in zip(stopped.trainer.model.parameters(), before, strict=True))  # that step is left out
+    stopped = Run.create(tmp_path / "parts", config, resume=True)
+    stopped.trainer.resume()
+    assert stopped.trainer.scaler.get_scale() == 2.0**39
+    other = Run.create(tmp_path / "other", config)
+    other.trainer.run(until_step=7)
+    assert_same(state_of(whole), state_of(Run.create(tmp_path / "other", config, resume=True).train()))
+    float32 = Run.create(tmp_path / "float32", config.model_copy(update={"amp": "off"})).train()
+    assert float32.history.loss != whole.history.loss
+    assert max(abs(one - other) for one, other in zip(float32.history.loss[:5], whole.history.loss[:5], strict=True)) < 0.02
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_a_run_on_the_gpu_resumes_bit_for_bit(tmp_path):
