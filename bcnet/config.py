@@ -87,14 +87,15 @@ class DataConfig(Section):
     """Images, and how they are split and augmented."""
 
     source: str = "digits"
-    """Where the images come from: ``digits`` (needs no files), ``cifar10``, ``cifar100``, ``imagefolder``, or your own as
-    ``package.module:name`` (see CONTRIBUTING)."""
+    """Where the images come from: ``digits`` (needs no files), ``cifar10``, ``cifar100``, ``imagefolder``, ``huggingface`` (a folder of its
+    ``datasets``), or your own as ``package.module:name`` (see CONTRIBUTING)."""
     root: Path | None = None
-    """Folder of the data set; ``imagefolder`` wants ``train/CLASS/`` and ``test/CLASS/`` (or ``val/``) in it."""
+    """Folder of the data set; ``imagefolder`` wants ``train/CLASS/`` and ``test/CLASS/`` (or ``val/``) in it; ``huggingface`` what
+    ``save_to_disk`` wrote, or Parquet files as the hub has them."""
     download: bool = False
     """Fetch cifar10 or cifar100 into ``root`` when it is not there."""
     image_size: int | None = Field(None, gt=0, le=16_384)
-    """Resize the shorter side to this many pixels and crop the centre (imagefolder); unset: images must agree in size."""
+    """Resize the shorter side to this many pixels and crop the centre (imagefolder, huggingface); unset: images must agree in size."""
     num_val: int = Field(300, ge=0, le=MOST)
     """Training images held out for search scores, the same number of every class."""
     pad: int = Field(0, ge=0, le=256)
@@ -131,7 +132,8 @@ class DataConfig(Section):
     crop_fraction: float = Field(1.0, gt=0, le=1)
     """Of streamed pictures that are not augmented: the central share of the sides that is used."""
     args: dict[str, Any] = {}
-    """Settings of a data source of your own."""
+    """Settings of a data source of your own; of ``huggingface`` the names of its columns where there are several: ``{image: img, label:
+    fine_label}``."""
 
     @model_validator(mode="after")
     def _fits_the_source(self) -> "DataConfig":
@@ -147,6 +149,8 @@ class DataConfig(Section):
         wants = self.wants_streaming
         if self.streaming is False and wants:
             raise ValueError(f"{wants} wants streaming; leave out streaming=false")
+        if self.streaming is False and self.source == "huggingface":
+            raise ValueError("source=huggingface is streamed; leave out streaming=false")
         if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
             raise ValueError("resized_crop is the smallest and the largest share of the area, such as [0.08, 1]")
         return self
@@ -158,9 +162,14 @@ class DataConfig(Section):
         return next((name for name in STREAMED if getattr(self, name) != defaults[name].default), "")
 
 
-SOURCES = ("digits", "cifar10", "cifar100", "imagefolder")
+SOURCES = ("digits", "cifar10", "cifar100", "imagefolder", "huggingface")
 STREAMED = ("resized_crop", "auto_augment", "color_jitter", "erase", "cutout", "mixup", "cutmix", "repeats", "crop_fraction")
-_SOURCES_WITH = {"root": SOURCES[1:], "download": ("cifar10", "cifar100"), "image_size": ("imagefolder",), "args": ()}
+_SOURCES_WITH = {
+    "root": SOURCES[1:],
+    "download": ("cifar10", "cifar100"),
+    "image_size": ("imagefolder", "huggingface"),
+    "args": ("huggingface",),
+}
 
 
 class ModelConfig(Section):

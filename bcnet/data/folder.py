@@ -4,7 +4,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bcnet.errors import UserError
 from bcnet.files import is_file, read_text
@@ -53,8 +53,12 @@ def find_images(root: Path) -> tuple[Files, Files, tuple[str, ...]]:
     return train, _by_class(test, classes), classes
 
 
-def open_image(path: Path) -> Any:
+def open_image(source: Path | BinaryIO, name: str = "") -> Any:
     """A ``PIL.Image`` in RGB.
+
+    Args:
+        source: the file.
+        name: what messages call it; empty: its path.
 
     Raises:
         UserError: it cannot be decoded.
@@ -66,12 +70,13 @@ def open_image(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # of odd metadata
-            with Image.open(path, formats=[one for one in _FORMATS if one in Image.OPEN]) as file:
+            with Image.open(source, formats=[one for one in _FORMATS if one in Image.OPEN]) as file:
                 return file.convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: has too many pixels ({Image.MAX_IMAGE_PIXELS:,} is the most); scale or remove it") from error
+        raise UserError(f"{name or source}: has too many pixels ({Image.MAX_IMAGE_PIXELS:,} is the most); scale or remove it") from error
     except Exception as error:  # what a decoder raises for a damaged file is anybody's guess
-        raise UserError(f"{path}: cannot be decoded as an image ({type(error).__name__}); replace or remove the file") from error
+        what = f"cannot be decoded as an image ({type(error).__name__})"
+        raise UserError(f"{name or source}: {what}; replace or remove {'it' if name else 'the file'}") from error
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -52,6 +52,8 @@ def load_data(config: DataConfig, seed: int, device: torch.device, workers: int 
 
 def is_streamed(config: DataConfig) -> bool:
     """Whether pictures are decoded while they are used: asked for, wanted by an augmentation, or too large to be decoded at once."""
+    if config.source == "huggingface":
+        return True
     if config.streaming is not None or config.wants_streaming:
         return bool(config.streaming or config.wants_streaming)
     memory = _memory_gib()

@@ -5,9 +5,8 @@ training, so the number of workers changes nothing, nor does that of the process
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from bcnet.config import DataConfig
 from bcnet.data.augment import Augment, Fit, Mix, Picture, own_random_states, seed_transforms, to_tensor
-from bcnet.data.folder import find_images, open_image
+from bcnet.data.folder import Files, find_images, open_image
+from bcnet.data.huggingface import find_pictures
 from bcnet.data.interfaces import EvalSource, Part, TrainSource
 from bcnet.data.resident import EvalBatches, Normalize, chosen_statistics
 from bcnet.data.sources import ImageSet, balanced_split, load_source
@@ -27,34 +27,49 @@ from bcnet.seeds import STREAM_AUGMENT, STREAM_ORDER, STREAM_SPLIT, derive_seed,
 STATISTICS_IMAGES = 512  # by which mean and standard deviation are measured where the config names none
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Pictures that are read when they are asked for: files, or an array that is in memory anyway.
-
-    Attributes:
-        labels: ``(M,)``, int64.
-        paths: of the files, or ``None``.
-        images: uint8 ``(M, C, H, W)``, or ``None``.
-    """
+class Pictures(Protocol):
+    """Pictures that are read when they are asked for."""
 
     labels: Tensor
-    paths: list[Path] | None = None
-    images: Tensor | None = None
+    """``(M,)``, int64."""
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def __len__(self) -> int: ...
 
     def read(self, number: int) -> Picture:
         """Picture ``number``.
 
         Raises:
-            UserError: a file that is no image.
+            UserError: it is no image.
         """
-        if self.paths is not None:
-            return open_image(self.paths[number])
+
+
+class PictureFiles:
+    """`Pictures` of an image folder."""
+
+    def __init__(self, files: Files) -> None:
+        self.labels, self._paths = torch.tensor(files.labels), files.paths
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, number: int) -> Picture:
+        """Picture ``number``."""
+        return open_image(self._paths[number])
+
+
+class PictureArray:
+    """`Pictures` that are in memory anyway: uint8 ``(M, C, H, W)``."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.labels, self.images = images.labels[images.index], images.images[images.index]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, number: int) -> Picture:
+        """Picture ``number``."""
         from PIL import Image
 
-        assert self.images is not None
         pixels = self.images[number].permute(1, 2, 0).numpy()
         return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
 
@@ -121,14 +136,15 @@ class StreamingData:
 
 def _pictures(config: DataConfig) -> tuple[Pictures, Pictures, tuple[str, ...]]:
     """Training pictures, test pictures, class names."""
+    if config.source == "huggingface":
+        return find_pictures(config)
     if config.source != "imagefolder":
         source = load_source(config)
-        parts = [Pictures(labels=part.labels[part.index], images=part.images[part.index]) for part in (source.train, source.test)]
-        return parts[0], parts[1], source.classes
+        return PictureArray(source.train), PictureArray(source.test), source.classes
     if config.root is None:
         raise UserError("data.source=imagefolder wants data.root, the folder of the data set (e.g. data.root=/data)")
     train, test, classes = find_images(config.root)
-    return Pictures(torch.tensor(train.labels), train.paths), Pictures(torch.tensor(test.labels), test.paths), classes
+    return PictureFiles(train), PictureFiles(test), classes
 
 
 class TrainMaker:

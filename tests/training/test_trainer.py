@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -270,6 +271,27 @@ def test_processes_stay_equal_on_different_images(tmp_path, two_processes):
     )
     result = two_processes(script, tmp_path / "run")
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_two_machines_of_one_process_train_what_one_machine_of_two_does(tmp_path, two_processes):
+    script, quick = Path(__file__).parents[2] / "tools" / "train_supernet.py", ("digits/bcnetv2", "train.epochs=2", "--out")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meet = ("--rdzv-backend", "c10d", "--rdzv-id", "7", "--rdzv-endpoint", f"localhost:{free.getsockname()[1]}")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meet, str(script), *quick]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "BCNET_KERNELS": "off"}
+    machines = [subprocess.Popen([*launch, str(tmp_path / "two")], env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+    try:
+        ends = [one.communicate(timeout=240) for one in machines]
+    finally:
+        for one in machines:
+            one.terminate()
+    assert [one.returncode for one in machines] == [0, 0], ends
+    result = two_processes(script, *quick, tmp_path / "one")
+    assert result.returncode == 0, result.stderr[-2000:]
+    one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
+    assert_same(one["model"], two["model"])
+    assert_same(one["optimizer"]["state"], two["optimizer"]["state"])
 
 
 def test_processes_whose_clocks_differ_save_together(tmp_path, two_processes):
