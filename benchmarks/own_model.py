@@ -12,9 +12,9 @@ bcnet          widths found by a supernet that starts from the trained weights a
 bcnet_sorted   the same widths with the trained model's own weights, as uniform has them
 scratch        widths found by a supernet from scratch; trained from scratch
 
-and beside them what NVIDIA publishes for FastNAS. Passes of the supernets are listed with the results; ``--extra-epochs`` lets the first
-three train so much longer. With ``--one-search`` the seeds after the first train what the first one's searches found. Torch-Pruning is
-wanted for its two rows: pip install torch-pruning. The same command goes on where it was.
+and beside them what NVIDIA publishes for FastNAS. With ``--epochs 0.5,10`` every network is trained from the same start for half an epoch
+and for ten, for who recovers first need not be who ends first. With ``--one-search`` the seeds after the first train what the first one's
+searches found. Torch-Pruning is wanted for its two rows: pip install torch-pruning. The same command goes on where it was.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, ClassVar
@@ -52,8 +53,10 @@ PUBLISHED = {
     "model": {"mflops": 81.2, "accuracy": 90.9},
     "found": {"mflops": 59.2, "accuracy": 90.3},
 }
+COLOURS = dict(zip(METHODS, ("#64748b", "#16a34a", "#a16207", "#ea580c", "#2563eb", "#a855f7"), strict=True))
 PRUNING_STEPS = 100
 PRUNING_BATCHES = 2
+Rows = dict[tuple[float, float], dict[str, list[dict[str, Any]]]]  # (budget, epochs) -> method -> of every seed
 
 
 class Study:
@@ -83,7 +86,7 @@ class Study:
             f"seed={self.seed}",
             f"train.strategy={options.strategy}",
             f"train.epochs={options.supernet_epochs}",
-            f"retrain.epochs={options.epochs}",
+            f"retrain.epochs={options.epochs.split(',')[0]}",
             f"train.lr={options.supernet_lr}",
             f"retrain.lr={options.lr}",
             f"search.short_trainings={options.short_trainings}",
@@ -198,12 +201,11 @@ class Study:
 
     # Training them -------------------------------------------------------------------------------------------------------
 
-    def result(self, method: str, budget: float) -> dict[str, Any]:
+    def result(self, method: str, budget: float, epochs: float) -> dict[str, Any]:
         """Train a row's network and test it, unless that was done."""
         flops = budget * self.experiment.costs.of_model("flops")
-        folder = self.folder / f"{method}-{budget:g}"
-        extra = self.options.extra_epochs if method in METHODS[:3] else 0.0
-        identity = self._identity(method, budget, extra)
+        folder = self.folder / f"{method}-{budget:g}-{epochs:g}"
+        identity = self._identity(method, budget, epochs)
         file = folder / "result.json"
         if file.is_file() and read_json(file, "a result")["identity"] == identity:
             return dict(read_json(file, "a result"))
@@ -212,7 +214,7 @@ class Study:
         own = self.experiment
         costs = {"flops": count_flops(network.cpu(), own.data.input_shape), "params": sum(p.numel() for p in network.parameters())}
         before = evaluate(network.to(own.device), own.test, half=own.half)["accuracy"]
-        recipe = own.config.retrain.model_copy(update={"epochs": own.config.retrain.epochs + extra})
+        recipe = own.config.retrain.model_copy(update={"epochs": epochs})
         (trained,) = train_width(
             [network],
             [own.data.train_batches("full_train", recipe.batch_size, self.seed)],
@@ -223,24 +225,24 @@ class Study:
             half=own.half,
             checkpoint=folder / "checkpoint.pt",
             identity=identity,
-            label=f"{method} {budget:g}, seed {self.seed}",
+            label=f"{method} {budget:g}, {epochs:g} epochs, seed {self.seed}",
         )
         accuracy = evaluate(trained, own.test, half=own.half)["accuracy"]
-        result = {"identity": identity, "accuracy": 100 * accuracy, "accuracy_before": 100 * before, "epochs": recipe.epochs}
+        result = {"identity": identity, "accuracy": 100 * accuracy, "accuracy_before": 100 * before, "epochs": epochs}
         write_json(file, result | costs)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         return dict(read_json(file, "a result"))
 
-    def _identity(self, method: str, budget: float, extra: float) -> str:
+    def _identity(self, method: str, budget: float, epochs: float) -> str:
         weights = hashlib.sha256(self.options.weights.read_bytes()).hexdigest()
         sections = {"data", "model", "retrain"} if method in METHODS[:3] else None  # of the config, those that matter; None: all
-        config = self.config().model_dump_json(include=sections)
-        return hashlib.sha256(f"{config} {weights} {method} {budget} {extra} {self.seed}".encode()).hexdigest()
+        config = self.config(f"retrain.epochs={epochs}").model_dump_json(include=sections)
+        return hashlib.sha256(f"{config} {weights} {method} {budget} {self.seed}".encode()).hexdigest()
 
-    def of_model(self) -> dict[str, Any]:
+    def of_model(self, epochs: float) -> dict[str, Any]:
         """The trained model as it is, and after the same fine-tuning."""
-        tuned = self.result("uniform", 1.0)
-        return {"as published": tuned["accuracy_before"], "fine-tuned": tuned["accuracy"], "flops": tuned["flops"]}
+        tuned = self.result("uniform", 1.0, epochs)
+        return {"as published": tuned["accuracy_before"], "fine-tuned": tuned["accuracy"], "flops": tuned["flops"], "epochs": epochs}
 
 
 def main() -> None:
@@ -259,9 +261,9 @@ def main() -> None:
     parser.add_argument("--short-trainings", type=int, default=24, help="at every budget, to correct the scores")
     parser.add_argument("--short-epochs", type=float, default=0.25)
     parser.add_argument("--one-search", action="store_true", help="with the first seed; the others train what it found")
-    parser.add_argument("--epochs", type=float, default=20, help="of training every network")
+    parser.add_argument("--epochs", default="20", help="of training every network; several: for so long each, from the same start")
     parser.add_argument("--lr", type=float, default=0.02)
-    parser.add_argument("--extra-epochs", type=float, default=0.0, help="of uniform, magnitude and taylor, for what a supernet costs")
+    parser.add_argument("--full", action="store_true", help="train the full model as long, too")
     parser.add_argument("--num-val", type=int, default=5000)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings, such as score.additive=300")
@@ -273,23 +275,25 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Every seed, method and budget."""
-    budgets, methods = [float(one) for one in options.budgets.split(",")], options.methods.split(",")
+    """Every seed, method, budget and length of training."""
+    budgets, lengths = ([float(one) for one in text.split(",")] for text in (options.budgets, options.epochs))
+    methods = options.methods.split(",")
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise UserError(f"--methods: {unknown[0]!r} is none of {', '.join(METHODS)}")
     studies: list[Study] = []
     for seed in options.seeds.split(","):
         studies.append(Study(options, int(seed), studies[0] if options.one_search and studies else None))
-    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for study in studies:
-        for budget in budgets:
-            for method in methods:
-                rows.setdefault(f"{budget:g}", {}).setdefault(method, []).append(study.result(method, budget))
-        print(table(rows), flush=True)
+    rows: Rows = {}
+    for epochs, study, budget, method in product(lengths, studies, budgets, methods):
+        rows.setdefault((budget, epochs), {}).setdefault(method, []).append(study.result(method, budget, epochs))
+        if (budget, method) == (budgets[-1], methods[-1]):
+            print(table(rows), flush=True)
+    models = {epochs: [study.of_model(epochs) for study in studies] for epochs in lengths} if options.full else {}
+    draw(options.out / "own_model.png", rows)
     record = {
-        "model": [study.of_model() for study in studies],
-        "budgets": rows,
+        "model": models,
+        "rows": [{"budget": budget, "epochs": epochs, "methods": methods} for (budget, epochs), methods in rows.items()],
         "searches": [read_json(file, "a search") for file in sorted(options.out.glob("seed*/found-*.json"))],
         "published": PUBLISHED,
         "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
@@ -297,21 +301,56 @@ def run(options: argparse.Namespace) -> None:
         "environment": environment(studies[0].experiment.device),
     }
     write_json(options.out / "results.json", record)
-    print(json.dumps(record["model"]))
+    print(json.dumps(models))
     print(f"{PUBLISHED['what']}: {PUBLISHED['model']} to {PUBLISHED['found']}")
 
 
-def table(rows: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+def table(rows: Rows) -> str:
     """Markdown: test accuracy in per cent, mean and standard deviation over the seeds."""
-    lines = ["| budget | method | n | multiply-adds | params | before training | accuracy |", "| --- | --- | --- | --- | --- | --- | --- |"]
-    for budget, methods in rows.items():
+    columns = ("budget", "epochs", "method", "n", "multiply-adds", "params", "before training", "accuracy")
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+    for (budget, epochs), methods in rows.items():
         for method, results in methods.items():
             accuracies = [result["accuracy"] for result in results]
             spread = f" +- {stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
             means = [fmean(result[key] for result in results) for key in ("flops", "params", "accuracy_before")]
-            cells = (budget, method, len(results), f"{means[0] / 1e6:.2f}M", f"{means[1] / 1e3:.1f}k", f"{means[2]:.2f}")
+            cells = (
+                f"{budget:g}",
+                f"{epochs:g}",
+                method,
+                len(results),
+                f"{means[0] / 1e6:.2f}M",
+                f"{means[1] / 1e3:.1f}k",
+                f"{means[2]:.2f}",
+            )
             lines.append(f"| {' | '.join(map(str, cells))} | {np.mean(accuracies):.2f}{spread} |")
     return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, rows: Rows) -> None:
+    """Accuracy of every method against the length of training, a panel per budget: means, with dots for the seeds."""
+    from matplotlib.figure import Figure
+
+    budgets = sorted({budget for budget, _ in rows}, reverse=True)
+    figure = Figure(figsize=(1 + 4.5 * len(budgets), 4), layout="constrained")
+    for axis, wanted in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
+        lines: dict[str, list[tuple[float, list[float]]]] = {}
+        for (budget, epochs), methods in rows.items():
+            for method, results in methods.items() if budget == wanted else ():
+                lines.setdefault(method, []).append((epochs, [one["accuracy"] for one in results]))
+        for method, points in lines.items():
+            points = sorted(points)
+            (line,) = axis.plot([x for x, _ in points], [fmean(y) for _, y in points], "o-", color=COLOURS[method], label=method)
+            for x, seeds in points:
+                axis.plot([x] * len(seeds), seeds, ".", color=line.get_color(), alpha=0.5)
+        ticks = sorted({epochs for budget, epochs in rows if budget == wanted})
+        axis.set_xscale("log")
+        axis.set_xticks(ticks, [f"{one:g}" for one in ticks], minor=False)
+        axis.minorticks_off()
+        axis.set(title=f"{wanted:.0%} of the multiply-adds", xlabel="epochs of fine-tuning", ylabel="test accuracy [%]")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
