@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import patience
 
 from bcnet.cli import main
 from bcnet.config import Config, load_config
@@ -13,6 +14,14 @@ from bcnet.run import Run
 torch.set_num_threads(1)  # the networks are small; more threads only wait for each other
 
 QUICK = ("train.epochs=3", "search.evaluations=20", "search.population=8", "retrain.epochs=1", "score.calibration_images=128")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """The time limit of a test grows with the machine's other work."""
+    if item.get_closest_marker("timeout") is None:
+        item.add_marker(pytest.mark.timeout(patience(float(item.config.getini("timeout")))))
+    return (yield)
 
 
 @pytest.fixture(autouse=True)
@@ -96,10 +105,10 @@ def two_processes(start_two):
     def run(script, *arguments):
         with start_two(script, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             try:
-                out, err = process.communicate(timeout=240)
+                out, err = process.communicate(timeout=patience(240))
             except BaseException:
                 process.terminate()  # torchrun then ends its processes
-                process.communicate(timeout=50)
+                process.communicate(timeout=patience(50))
                 raise
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

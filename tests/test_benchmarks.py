@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import patience
 
 from bcnet.models.channel_bench import MobileNet, ResNet
 
@@ -121,6 +122,6 @@ def test_the_streaming_benchmark_reads_with_both_loaders():
 
     small = ["--images", "48", "--size", "24", "--batches", "2", "--warm-up", "1", "--rounds", "1", "--batch-size", "8", "--workers", "1"]
     command = [sys.executable, str(Path(FOLDER) / "streaming.py"), *small]
-    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout)
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=patience(200)).stdout)
     rates = result["images_per_second"]
     assert result["ratio"] == pytest.approx(rates["bcnet"]["median"] / rates["timm"]["median"], abs=1e-3)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import patience
 
 from bcnet.supernet.extract import load_network
 
@@ -256,7 +257,7 @@ def test_a_full_disk_loses_nothing(run):
         str(run.folder.parent / "new"),
         "train.epochs=1",
     ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    result = subprocess.run(command, capture_output=True, text=True, timeout=patience(120), env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert result.returncode == 2, result.stderr
     assert "cannot be written" in result.stderr
     assert "Traceback" not in result.stderr
@@ -294,7 +295,7 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line():
         "sys.argv = ['bcnet', 'cost', 'digits/resnet', '--widths', 'all']; module.main()"
     )
     for delay in (0.01, 0.05, 0.2, 0.5, 1.0, 1.2):
-        result = subprocess.run([sys.executable, "-c", code.format(delay=delay)], capture_output=True, text=True, timeout=120)
+        result = subprocess.run([sys.executable, "-c", code.format(delay=delay)], capture_output=True, text=True, timeout=patience(120))
         assert (result.returncode, result.stderr.strip()) == (130, "bcnet: stopped by SIGINT"), delay
 
 
@@ -317,7 +318,9 @@ def test_the_version_is_said(bcnet):
 
 
 def test_it_runs_as_a_module_and_help_is_quick():
-    result = subprocess.run([sys.executable, "-X", "importtime", "-m", "bcnet", "--help"], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "bcnet", "--help"], capture_output=True, text=True, timeout=patience(60)
+    )
     assert result.returncode == 0
     assert "quickstart" in result.stdout
     assert "torch" not in {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
@@ -331,7 +334,7 @@ def test_two_processes_share_the_scoring_and_find_the_same(run, tmp_path):
     arguments = ["--budget", "flops=0.5"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(shared)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(launch + arguments, capture_output=True, text=True, timeout=200, env=environment)
+    result = subprocess.run(launch + arguments, capture_output=True, text=True, timeout=patience(200), env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("best of") == 1
     subprocess.run([sys.executable, "-m", "bcnet", "search", str(alone), *arguments], check=True, capture_output=True, env=environment)

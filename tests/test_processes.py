@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from bcnet.errors import UserError
 from bcnet.processes import work_off
@@ -62,7 +63,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, is_running):
     parent.kill()
     parent.wait()
     pids = [path.name for path in folder.iterdir()]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while any(map(is_running, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(map(is_running, pids))

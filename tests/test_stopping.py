@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from bcnet.__main__ import SIGNALS
 from bcnet.errors import Interrupted, Stopped
@@ -26,7 +27,7 @@ needs_shim = pytest.mark.skipif(
 @needs_shim
 def test_whatever_ends_a_command_it_goes_on_to_the_same_bits(tmp_path):
     command = [sys.executable, str(KILLS), "--of", "train,score", "--by", "write", "--kills", "2", "--out", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ | {"BCNET_KERNELS": "off"})
+    result = subprocess.run(command, capture_output=True, text=True, timeout=patience(280), env=os.environ | {"BCNET_KERNELS": "off"})
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("the same bits, nothing left") == 2
 
@@ -48,7 +49,7 @@ def test_a_kill_in_the_very_first_write_leaves_a_folder_that_can_be_used(tmp_pat
         f"from bcnet.__main__ import main; main(['train', 'digits/bcnetv2', '--out', {str(folder)!r}])"
     )
     environment = os.environ | {"LD_PRELOAD": str(library), "BCNET_KERNELS": "off"}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120).returncode == -signal.SIGKILL
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=patience(120)).returncode == -signal.SIGKILL
     (left,) = folder.iterdir()
     assert re.fullmatch(r"\.config\.yaml\..*\.bcnet\.tmp", left.name)
     assert bcnet("train", "digits/bcnetv2", "train.epochs=1", "--out", folder)[0] == 0
@@ -149,7 +150,7 @@ def test_two_scorings_of_a_run_at_once_find_what_one_finds(bcnet, run, tmp_path)
     command = [sys.executable, "-m", "bcnet", "score", str(run.folder), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen([*command, "--out", str(tmp_path / f"{n}.json")], env=environment) for n in range(2)]
-    assert [process.wait(timeout=200) for process in both] == [0, 0]
+    assert [process.wait(timeout=patience(200)) for process in both] == [0, 0]
     expected = json.loads((tmp_path / "alone" / "scores.json").read_text())["scores"]
     assert [json.loads((tmp_path / f"{n}.json").read_text())["scores"] for n in range(2)] == [expected, expected]
     (cache,), (other,) = ((folder / "scores").iterdir() for folder in (run.folder, tmp_path / "alone"))

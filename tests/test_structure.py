@@ -1,6 +1,8 @@
 import ast
 from pathlib import Path
 
+from patience import patience
+
 import bcnet
 
 # A module imports only from the left of this chain, or from its own package.
@@ -33,6 +35,6 @@ def test_training_needs_no_search_or_report_library():
     import sys
 
     code = "import sys, bcnet.training.trainer, bcnet.experiment; print(sorted(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=patience(120))
     for library in ("pymoo", "matplotlib", "timm", "torchvision", "sklearn", "scipy", "typer"):
         assert f"'{library}'" not in result.stdout, library

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patience import patience
 from PIL import Image
 
 from bcnet.config import load_config, validate_config
@@ -294,7 +295,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, pictures, is_running
     assert len(workers) >= 2
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience(10)
     while time.monotonic() < deadline and any(is_running(pid) for pid in workers):
         time.sleep(0.05)
     assert not any(is_running(pid) for pid in workers)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from bcnet.kernels.library import _find, library
 
@@ -170,7 +171,7 @@ def test_what_a_killed_compilation_left_is_removed(folder):
 def test_two_processes_at_once_compile_once(folder):
     environment = os.environ | {"SECONDS_TO_COMPILE": "2"}
     processes = [subprocess.Popen([sys.executable, "-c", LOAD], env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=patience(120))[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert errors == ["", ""]
     assert compilations(folder) == 1
@@ -195,9 +196,9 @@ def test_nothing_of_a_compiler_runs_on_when_it_is_interrupted(folder, tmp_path, 
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
+    process.wait(timeout=patience(60))
     started_by_it = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 20  # a process that was killed is not gone at once on a busy machine
+    deadline = time.monotonic() + patience(20)  # a process that was killed is not gone at once on a busy machine
     while is_running(started_by_it):
         assert time.monotonic() < deadline
         time.sleep(0.05)

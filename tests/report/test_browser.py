@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from patience import patience
 
 from bcnet.report.page import Page, details, table, text
 from bcnet.report.run_page import write_run_page
@@ -27,7 +28,7 @@ def test_the_page_of_a_run_in_a_browser(run, tmp_path, width):
     page.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
     window = [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
     command = [CHROMIUM, *FLAGS, *window, "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=patience(120))
     found = re.search(r"<title>width=(\d+)/(\d+) images=(\d+)/(\d+) fetched=(\d+)</title>", result.stdout)
     assert found, result.stderr[-1000:]
     used, available, shown, images, fetched = map(int, found.groups())
@@ -43,5 +44,5 @@ def test_hostile_names_run_nothing_in_a_browser(tmp_path):
     page.section(name, text(name), table((name,), [(name,)]), details(name, name))
     page.write(tmp_path / "page.html")
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
-    result = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=patience(120))
     assert "<title>before</title>" in result.stdout, result.stderr[-1000:]

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from patience import patience
 from torch import nn
 from torch.nn import functional as F
 
@@ -154,5 +155,5 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 trace(net, (3, 8, 8))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / size)
 """
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True).stdout
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=patience(300), check=True).stdout
     assert float(printed) < 6.5  # a supernet of 1.25 times the channels, 1.56 times the weights; its gradients; subnets: 5.5 seen, 7.8 once

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import patience
 from torch import nn
 
 from bcnet.config import RecipeConfig, load_config
@@ -239,7 +240,7 @@ def test_no_process_outlives_a_torchrun_that_was_killed(tmp_path, is_running, st
 
 def wait_for(is_so, seconds):
     """Wait until something is so; fail when it takes too long."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -282,7 +283,7 @@ def test_two_machines_of_one_process_train_what_one_machine_of_two_does(tmp_path
     environment = os.environ | {"OMP_NUM_THREADS": "1", "BCNET_KERNELS": "off"}
     machines = [subprocess.Popen([*launch, str(tmp_path / "two")], env=environment, stderr=subprocess.PIPE) for _ in range(2)]
     try:
-        ends = [one.communicate(timeout=240) for one in machines]
+        ends = [one.communicate(timeout=patience(240)) for one in machines]
     finally:
         for one in machines:
             one.terminate()
