@@ -505,6 +505,12 @@ class Experiment(Resources):
         trained = search_by_training(effects, groups, first=first, best_of=best_of, train=train, count=count, rng=rng)
         return trained, choose(effects, groups, trained).widths
 
+    @property
+    def short_steps(self) -> int:
+        """Steps of a short training."""
+        batches = self.data.train_batches("train", self.config.retrain.batch_size, self.config.seed)
+        return max(1, round(self.config.search.short_epochs * batches.steps_per_epoch))
+
     def train_shortly(self, supernet: Supernet, widths: Widths, **options: Any) -> Evaluation:
         """What a width vector reaches on the images held out from training, trained for a short time from the supernet's weights.
 

@@ -47,6 +47,8 @@ class Work:
         passes: forward and backward passes per step.
         width_seconds: of one scored width vector.
         widths: that a search scores; of a greedy descent the most it can.
+        short_steps: of all short trainings of a search together.
+        short_step_seconds: of one of these steps at full width, which no width takes longer than.
         gib: largest memory of the process, or of the GPU.
         device: ``cpu`` or ``cuda``.
     """
@@ -57,6 +59,8 @@ class Work:
     passes: int
     width_seconds: float
     widths: int
+    short_steps: int
+    short_step_seconds: float
     gib: float
     device: str
 
@@ -96,6 +100,7 @@ def work(experiment: Experiment) -> Work:
     begun = time.monotonic()
     scorer.score_many(wanted)
     width_seconds = (time.monotonic() - begun) / len(wanted)
+    short_steps = experiment.config.search.short_trainings * experiment.short_steps
     return Work(
         step_seconds=seconds,
         steps=trainer.total_steps,
@@ -103,9 +108,24 @@ def work(experiment: Experiment) -> Work:
         passes=len(trainer.passes(0)),
         width_seconds=width_seconds,
         widths=experiment.num_scored,
+        short_steps=short_steps,
+        short_step_seconds=_seconds_at_full_width(experiment) if short_steps else 0.0,
         gib=_peak_gib(experiment.device),
         device=experiment.device.type,
     )
+
+
+def _seconds_at_full_width(experiment: Experiment, more: int = 5) -> float:
+    """Of a step of the recipe for networks."""
+    recipe, seed = experiment.config.retrain, experiment.config.seed
+    steps_per_epoch = experiment.data.train_batches("train", recipe.batch_size, seed).steps_per_epoch
+    seconds = []
+    for steps in (1, 1, 1 + more):  # the first is slower than any other
+        short = recipe.model_copy(update={"epochs": steps / steps_per_epoch, "warmup_epochs": 0.0})
+        begun = time.monotonic()
+        experiment.train_width(experiment.space.channels(experiment.space.full), [seed], recipe=short, part="train")
+        seconds.append(time.monotonic() - begun)
+    return (seconds[2] - seconds[1]) / more if seconds[2] > seconds[1] else seconds[2] / (1 + more)
 
 
 def _draw(costs: CostTable, seed: int) -> np.ndarray:  # type: ignore[type-arg]

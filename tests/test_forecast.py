@@ -52,6 +52,15 @@ def test_work_is_of_the_experiment_and_writes_nothing(tmp_path, monkeypatch):
     assert found.width_seconds > 0
     assert 0.1 < found.gib < 64
     assert not list(tmp_path.iterdir())
+    assert found.short_steps == 0
+
+
+def test_short_trainings_are_counted():
+    shortly = ["search.short_trainings=3", "search.short_epochs=0.5", "score.additive=60", "score.calibration_images=64"]
+    experiment = Experiment(load_config("digits/bcnetv2", ["train.epochs=1", *shortly]))
+    found = work(experiment)
+    assert found.short_steps == 3 * experiment.short_steps == 3 * round(0.5 * (697 // 64))
+    assert found.short_step_seconds > 0
 
 
 def test_noise_stands_in_for_images_of_any_size():

@@ -112,4 +112,9 @@ def _say_work(experiment: "Experiment", say: Say) -> None:
         f"search ({experiment.config.search.algorithm.name}): {found.width_seconds:.3g} s per scored width vector, up to {found.widths:,}: "
         f"{duration(found.widths * found.width_seconds)}, less where they share layers"
     )
+    if found.short_steps:
+        say(
+            f"short trainings: {experiment.config.search.short_trainings} of {experiment.short_steps:,} steps, up to "
+            f"{found.short_step_seconds:.3g} s per step: up to {duration(found.short_steps * found.short_step_seconds)}"
+        )
     say(f"memory: {found.gib:.2g} GiB of the {'GPU' if found.device == 'cuda' else 'process'} at most")
