@@ -26,7 +26,18 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: var(--code); padding: .8rem; border-radius: .4rem; overflow-x: auto; font-size: .8rem; }
 p { margin: .4rem 0; overflow-wrap: anywhere; } summary, footer { color: var(--quiet); } summary { cursor: pointer; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem; } footer { font-size: .85rem; }
+@media (max-width: 640px) {
+  main { padding: 1rem .6rem 3rem; } section { padding: .8rem .9rem; } table { font-size: .8rem; }
+  td, th { padding-right: .45rem; } td:first-child { overflow-wrap: anywhere; }
+  table.wide, .wide tbody, .wide tr { display: block; } .wide th { display: none; }
+  .wide tr { padding: .4rem 0; border-bottom: 1px solid var(--line); }
+  .wide td { display: flex; justify-content: space-between; gap: 1rem; padding: .1rem 0; border: 0; text-align: right; }
+  .wide td::before { content: attr(data-label); color: var(--quiet); text-align: left; }
+}
 """
+
+
+_WIDE = 6  # columns of a table whose rows become blocks on narrow screens
 
 
 class Page:
@@ -62,10 +73,11 @@ def text(words: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; numbers stand on the right."""
+    """A table; numbers stand on the right. On narrow screens a row of many columns is a block of lines, each behind its column's name."""
     cells = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    lines = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{cells}</tr>{lines}</table></div>'
+    lines = "".join(f"<tr>{''.join(_cell(*pair) for pair in zip(row, header, strict=True))}</tr>" for row in rows)
+    kind = ' class="wide"' if len(header) >= _WIDE else ""
+    return f'<div class="scroll"><table{kind}><tr>{cells}</tr>{lines}</table></div>'
 
 
 def picture(path: Path, alternative: str) -> str:
@@ -107,7 +119,7 @@ def details(title: str, body: str) -> str:
     return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(body)}</pre></details>"
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, column: str) -> str:
     kind = ' class="number"' if isinstance(value, int | float) else ""
     shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f"<td{kind}>{html.escape(shown)}</td>"
+    return f'<td{kind} data-label="{html.escape(column)}">{html.escape(shown)}</td>'

@@ -292,9 +292,13 @@ def draw_payoff(path: Path, picks: Mapping[float, Regret]) -> None:
 
 
 def draw_effects(path: Path, effects: dict[str, npt.NDArray[np.float64]]) -> None:
-    """What the width of every group is worth on its own: a panel per group, a line per source."""
+    """What the width of every group is worth on its own: a panel per group, a line per source; fewer in a row for narrow screens."""
+    for target, columns in ((path, 8), (narrow_form(path), 3)):
+        _draw_effects(target, effects, min(columns, next(iter(effects.values())).shape[0]))
+
+
+def _draw_effects(path: Path, effects: dict[str, npt.NDArray[np.float64]], columns: int) -> None:
     groups, bins = next(iter(effects.values())).shape
-    columns = min(groups, 8)
     rows = -(-groups // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns + 1, 1.9 * rows + 0.6), sharex=True, sharey=True, squeeze=False)
     for group, axis in enumerate(axes.flat):
