@@ -164,7 +164,7 @@ class Search(Trainer):
     def _logits(self, images: Tensor) -> Tensor:
         with autocast(self.device, self.half):
             logits: Tensor = self.network(images)
-        return logits.float()
+        return logits if self.half is None else logits.float()
 
     def _sample(self, count: int, number: int) -> tuple[Tensor, Tensor]:
         how, architecture = self.settings.weights.sampling, self.architecture
