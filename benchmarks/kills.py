@@ -374,11 +374,18 @@ def _content(path: Path, folder: str, is_measured: bool) -> Any:
             return [_plain(row) for row in csv.DictReader(file)]
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
-            described = {key: _plain(json.loads(value)) for key, value in (file.metadata() or {}).items()}
+            described = {key: _plain(_json_or_text(value)) for key, value in (file.metadata() or {}).items() if not MEASURED.search(key)}
             return described, {key: _plain(file.get_tensor(key)) for key in sorted(file.keys())}
     if path.suffix in (".png", ".html", ".md"):  # hold times
         return path.stat().st_size > 0
     return path.read_text().replace(folder, FOLDER)
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _plain(value: Any, is_measured: bool = False) -> Any:
