@@ -5,17 +5,21 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Timer
 from types import FrameType
+from typing import Any
 
 from bcnet.errors import Interrupted, Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN_SECONDS = 0.02
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a signal is one line whenever it comes, also while libraries are still being imported."""
     for number in SIGNALS:
         signal.signal(number, _stop)
+    before, sys.unraisablehook = sys.unraisablehook, _stop_again
     try:
         from bcnet.cli import main as run
 
@@ -27,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # nothing is left that could be stopped
+        sys.unraisablehook = before
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -38,6 +43,16 @@ def _stop(number: int, frame: FrameType | None) -> None:
             os._exit(128 + number)
         frame = frame.f_back
     raise stop
+
+
+def _stop_again(ignored: Any) -> None:
+    """Where exceptions are ignored, as in destructors, a stop would be lost: the signal comes again a little later."""
+    if not isinstance(ignored.exc_value, Stopped):
+        sys.__unraisablehook__(ignored)
+        return
+    again = Timer(AGAIN_SECONDS, os.kill, (os.getpid(), ignored.exc_value.signal))
+    again.daemon = True
+    again.start()
 
 
 def _forget_working_directory() -> None:

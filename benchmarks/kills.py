@@ -192,6 +192,7 @@ class Killer:
         """Run a command, in a fork or, given one, as a process of its own; maybe end it after some seconds, or at an event."""
         errors, events = self.folder / "errors.txt", self.folder / "events.txt"
         events.write_text("0")
+        errors.write_text("")
         started = time.monotonic()
         if command:
             with errors.open("w") as file:
@@ -294,7 +295,7 @@ def try_command(killer: Killer, name: str, way: str, kills: int, rng: random.Ran
             options: dict[str, Any] = {"at": rng.randint(1, life.events), "under": folder} if way == "write" else {}
             if way != "write":
                 number = signal.SIGKILL if way == "time" else signal.Signals[way]
-                options = {"send": number, "after": rng.uniform(0.0, 0.9 * life.seconds)}
+                options = {"send": number, "after": rng.uniform(0.1, 0.1 + 0.9 * life.seconds)}
             if outcome.ends >= kills:
                 options = {}
             ended = killer.live(_placed(work.arguments, folder), **options)

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -285,6 +286,22 @@ def test_ctrl_c_in_a_search_says_how_to_go_on(bcnet, run, monkeypatch):
     assert "Traceback" not in err
     (cache,) = (run.folder / "scores").iterdir()
     assert len(cache.read_text().splitlines()) == len(done) > 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_not_lost_where_exceptions_are_ignored(number):
+    code = (
+        "import os, signal, time, bcnet.__main__ as module, bcnet.cli\n"
+        "class Late:\n"
+        "    def __del__(self):\n"
+        f"        os.kill(os.getpid(), {number:d}); time.sleep(0.1)\n"
+        "def run(arguments):\n"
+        "    late = Late(); del late\n"
+        "    time.sleep(60)\n"
+        "bcnet.cli.main = run; module.main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(50))
+    assert (result.returncode, result.stderr.strip()) == (128 + number, f"bcnet: stopped by {number.name}")
 
 
 def test_ctrl_c_while_libraries_are_imported_is_one_line():
