@@ -72,9 +72,9 @@ def find_pictures(config: DataConfig) -> tuple[HubPictures, HubPictures, tuple[s
     import datasets
 
     features = parts["train"].features
-    image = _column(root, config, features, "image", (datasets.Image,))
-    label = _column(root, config, features, "label", (datasets.ClassLabel,))
-    classes = _class_names(features[label], parts["train"], label)
+    image = _column(root, config, features, "image", datasets.Image)
+    label = _column(root, config, features, "label", datasets.ClassLabel)
+    classes = _class_names(root, parts["train"], label)
     made = [_pictures(root, part, parts[part], image, label, classes) for part in ("train", test)]
     return made[0], made[1], classes
 
@@ -97,25 +97,30 @@ def _load(root: Path) -> dict[str, Any]:
         raise UserError(f"{root}: cannot be read by datasets ({first_line(error)})") from error
 
 
-def _column(root: Path, config: DataConfig, features: Any, kind: str, types: tuple[type, ...]) -> str:
+def _column(root: Path, config: DataConfig, features: Any, kind: str, type_: type) -> str:
     """The column that is asked for, or the only one of a type."""
     if kind in config.args:
         name = str(config.args[kind])
         if name not in features:
             raise UserError(f"{root}: has no column {name!r} (data.args.{kind}), only {', '.join(features)}")
-        if kind == "image" and not isinstance(features[name], types):
+        if kind == "image" and not isinstance(features[name], type_):
             raise UserError(f"{root}: the column {name!r} (data.args.image) holds no pictures")
         return name
-    found: list[str] = [name for name, feature in features.items() if isinstance(feature, types)]
+    found: list[str] = [name for name, feature in features.items() if isinstance(feature, type_)]
     if len(found) != 1:
         several = f"{len(found)} columns of that kind ({', '.join(found)})" if found else f"no such column among {', '.join(features)}"
         raise UserError(f"{root}: which column is the {kind}? There is {several}; name it by data.args={{{kind}: NAME}}")
     return found[0]
 
 
-def _class_names(feature: Any, rows: Any, label: str) -> tuple[str, ...]:
-    names = getattr(feature, "names", None)
-    return tuple(names) if names is not None else tuple(map(str, sorted(set(rows[label]))))
+def _class_names(root: Path, rows: Any, label: str) -> tuple[str, ...]:
+    """The names that a column of labels has, or else its values, sorted."""
+    feature = rows.features[label]
+    if (names := getattr(feature, "names", None)) is not None:
+        return tuple(names)
+    if not getattr(feature, "dtype", "").startswith(("string", "int", "uint", "bool")):
+        raise UserError(f"{root}: the column {label!r} (data.args.label) holds no classes, that is numbers or words")
+    return tuple(map(str, sorted(value for value in set(rows[label]) if value is not None)))
 
 
 def _pictures(root: Path, part: str, rows: Any, image: str, label: str, classes: tuple[str, ...]) -> HubPictures:
@@ -125,9 +130,11 @@ def _pictures(root: Path, part: str, rows: Any, image: str, label: str, classes:
     if missing:
         raise UserError(f"{root}: {part} has no column {missing[0]!r}")
     numbers = {name: number for number, name in enumerate(classes)}
-    named = getattr(rows.features[label], "names", None) is not None
-    labels = [value if named else numbers.get(str(value), -1) for value in rows[label]]
-    odd = next((place for place, value in enumerate(labels) if not isinstance(value, int) or not 0 <= value < len(classes)), None)
+    names = getattr(rows.features[label], "names", None)
+    if names is not None and tuple(names) != classes:
+        raise UserError(f"{root}: classes of {part} are other ones, or in another order, than those of train")
+    labels = [-1 if value is None else numbers.get(str(value), -1) if names is None else value for value in rows[label]]
+    odd = next((place for place, value in enumerate(labels) if not 0 <= value < len(classes)), None)
     if odd is not None:
         raise UserError(f"{root}, picture {odd} of {part}: has no class (its {label} is {rows[odd][label]!r})")
     raw = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))

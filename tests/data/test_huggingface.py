@@ -160,6 +160,25 @@ def test_what_is_wrong_is_said_in_one_line(folder, tmp_path):
         load(tmp_path / "damaged")
 
 
+def test_classes_in_another_order_are_not_mixed_up(folder, tmp_path):
+    parts = dict(parts_of(folder))
+    parts["test"] = parts["test"].cast_column("label", datasets.ClassLabel(names=["owl", "dog", "cat"]))
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match="classes of test are other ones, or in another order, than those of train"):
+        load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("column", ["image", "weight", "boxes"])
+def test_a_column_that_holds_no_classes_is_refused(folder, tmp_path, column):
+    def add(one):
+        count = len(one)
+        return one.add_column("weight", [0.5] * count).add_column("boxes", [[1, 2]] * count)
+
+    datasets.DatasetDict({part: add(one) for part, one in parts_of(folder).items()}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=rf"the column '{column}' \(data.args.label\) holds no classes"):
+        load(tmp_path / "saved", args={"label": column})
+
+
 def test_a_picture_that_is_none_is_named(folder, tmp_path):
     def unlabelled(part):
         part["label"][4] = -1
