@@ -1,7 +1,8 @@
 """Does a search among blocks beat chance? DenseNAS on a small grid, held against random, hand-made and width-refined networks.
 
     python benchmarks/dense_record.py --root CIFAR_FOLDER [--config dense/cifar] [--targets 0.08 0.15 0.3] [--seeds 0,1,2] [--random 10]
-        [--select-epochs 5] [--work runs/dense_record] [--out benchmarks/results/dense] [key=value ...]
+        [--select-epochs 5] [--refine score.max_images=2000 ...] [--work runs/dense_record] [--out benchmarks/results/dense]
+        [key=value ...]
 
 ``CIFAR_FOLDER`` holds ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``; leave it out where the config's data need no files. For every
 target (FLOPs, a number or a fraction of the dearest network) the grid is searched, and these are trained from scratch, as many seeds each:
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=10)
     parser.add_argument("--select-epochs", type=float, default=5)
     parser.add_argument("--band", type=float, default=0.97, help="what random networks cost at least, as a share of the found one")
+    parser.add_argument("--refine", nargs="+", default=[], metavar="key=value", help="settings of the width search of what was found")
     parser.add_argument("--rounds", type=int, default=10, help="steps of every kind that are timed")
     parser.add_argument("--work", type=Path, default=Path("runs/dense_record"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/dense"))
@@ -187,7 +189,7 @@ class Target:
     def refined(self, cost: float) -> dict[str, Any]:
         """What was found, with its widths searched by bcnet at the same FLOPs, trained from scratch."""
         folder, seeds = self.run.folder / "refined", self.options.seeds
-        config = load_config(self.run.folder / "refine.yaml")
+        config = load_config(self.run.folder / "refine.yaml", self.options.refine)
         run = Run.create(folder, config, resume=(folder / "config.yaml").exists())
         run.train()
         settings = {"flops": cost}

@@ -76,6 +76,9 @@ class WeightsConfig(RecipeConfig):
     sampling: Literal["probable", "uniform", "fair"] = "probable"
     """Which operation of a mixed one a step trains, and which two an architecture step compares: drawn by their probabilities (as
     published), drawn uniformly, or ``fair``: in random order, so that each is trained equally often whatever the probabilities are."""
+    superkernel: bool = False
+    """Let the operations of a mixed one share their weights: a smaller kernel is the centre of the largest, a smaller expansion its first
+    channels. Every step then trains a part of them all, which a short search needs. Off: each has its own, as published."""
 
     @model_validator(mode="after")
     def _whole_epochs(self) -> "WeightsConfig":

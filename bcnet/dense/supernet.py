@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bcnet.dense.config import SKIP
 from bcnet.dense.grid import Choice, Grid
+from bcnet.dense.superkernel import SlicedConv2d, share_kernels
 from bcnet.kernels.depthwise import depthwise_conv2d
 from bcnet.models.densenas import ChainNetwork, conv_bn, init_weights, make_operation
 
@@ -43,12 +44,13 @@ class SuperNetwork(nn.Module):
         grid: its blocks and edges.
         num_classes: number of logits.
         in_channels: of an image.
+        superkernel: whether the operations of a mixed one share their weights; see `bcnet.dense.superkernel`.
 
     Attributes:
         active: what a pass computes: a part of every mixed operation, or a `Choice`, one network alone.
     """
 
-    def __init__(self, grid: Grid, num_classes: int, in_channels: int = 3) -> None:
+    def __init__(self, grid: Grid, num_classes: int, in_channels: int = 3, *, superkernel: bool = False) -> None:
         super().__init__()
         self.grid, self.num_classes, self.in_channels = grid, num_classes, in_channels
         config, widths = grid.config, grid.config.widths
@@ -56,6 +58,7 @@ class SuperNetwork(nn.Module):
         self.first: nn.Module = make_operation(config.first, widths[0], widths[0], 1, affine=False) if config.first else nn.Identity()
         self.heads = nn.ModuleList(_mixed(grid.head_names, widths[edge.source], widths[edge.target], edge.stride) for edge in grid.heads)
         self.stacks = nn.ModuleList(_mixed(grid.stack_names, widths[block], widths[block], 1) for block, _ in grid.layers)
+        self.shared = nn.ModuleList(share_kernels(mixed) for mixed in (*self.heads, *self.stacks) if superkernel)  # type: ignore[arg-type]
         self.lasts = nn.ModuleDict(
             {str(edge.source): conv_bn(widths[edge.source], config.last, 1, affine=False) for edge in grid.incoming[grid.end]}
         )
@@ -126,10 +129,17 @@ class SuperNetwork(nn.Module):
         own = [*([self.first] if self.grid.config.first else []), *self.operations(choice)]
         sources = [self.stem, *own, self.classifier]
         for source, target in zip(sources, [network.stem, *blocks, network.last, network.classifier], strict=True):
-            missing, unexpected = target.load_state_dict(source.state_dict(), strict=False)
-            assert not unexpected
-            assert all(name.endswith(("weight", "bias")) for name in missing)  # those of BN, which are as they should be
+            _copy(source, target)
         return network
+
+
+def _copy(source: nn.Module, target: nn.Module) -> None:
+    """Give an operation the weights and statistics of one of the super network, whose BN has no weight and no bias."""
+    state = source.state_dict()
+    state |= {f"{name}.weight": module.weight for name, module in source.named_modules() if isinstance(module, SlicedConv2d)}
+    missing, unexpected = target.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(isinstance(target.get_submodule(name.rpartition(".")[0]), nn.BatchNorm2d) for name in missing)
 
 
 def _mixed(names: Sequence[str], inputs: int, outputs: int, stride: int) -> nn.ModuleList:
@@ -149,17 +159,19 @@ def _mix(operations: Any, numbers: Sequence[int], shares: Tensor | None, x: Tens
 def fast_depthwise(network: nn.Module) -> Iterator[None]:
     """Train a plain network or super network with the package's own kernel for depthwise convolutions, where it runs."""
 
-    def forward(module: nn.Conv2d) -> Any:
+    def forward(module: Any) -> Any:
         def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return depthwise_conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
         return run
 
-    found = [m for m in network.modules() if type(m) is nn.Conv2d and m.groups == m.in_channels == m.out_channels > 1]
+    found: list[Any] = [
+        m for m in network.modules() if type(m) in (nn.Conv2d, SlicedConv2d) and m.groups == m.in_channels == m.out_channels > 1
+    ]
     for module in found:
-        module._conv_forward = forward(module)  # type: ignore[method-assign]
+        module._conv_forward = forward(module)
     try:
         yield
     finally:
         for module in found:
-            del module._conv_forward  # type: ignore[method-assign]
+            del module._conv_forward

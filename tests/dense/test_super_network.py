@@ -2,11 +2,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from grids import all_choices, random_architecture, tiny
+from grids import TINY, all_choices, random_architecture, tiny
 
 from bcnet.config import load_as
 from bcnet.dense.architecture import Architecture
-from bcnet.dense.config import DenseConfig
+from bcnet.dense.config import DenseConfig, GridConfig
 from bcnet.dense.costs import count_grid
 from bcnet.dense.grid import Grid
 from bcnet.dense.sampling import sample_operations
@@ -15,9 +15,9 @@ from bcnet.dense.supernet import Active, SuperNetwork, fast_depthwise
 RESNET = {"first": None, "head": ["basic_block"], "stack": ["basic_block"]}
 
 
-def network_of(grid):
+def network_of(grid, *, superkernel=False):
     torch.manual_seed(0)
-    network = SuperNetwork(grid, 5)
+    network = SuperNetwork(grid, 5, superkernel=superkernel)
     network.train()
     images = torch.randn(16, 3, 8, 8)
     for choice in list(all_choices(grid))[::5]:  # running statistics of everything
@@ -26,9 +26,10 @@ def network_of(grid):
     return network
 
 
+@pytest.mark.parametrize("superkernel", [False, True])
 @pytest.mark.parametrize("grid", [tiny(), tiny(**RESNET)], ids=["mbconv", "resnet"])
-def test_an_extracted_network_gives_what_the_super_network_restricted_to_its_path_gives(grid):
-    network, images = network_of(grid), torch.randn(8, 3, 8, 8)
+def test_an_extracted_network_gives_what_the_super_network_restricted_to_its_path_gives(grid, superkernel):
+    network, images = network_of(grid, superkernel=superkernel), torch.randn(8, 3, 8, 8)
     for choice in list(all_choices(grid))[::7]:
         network.active = choice
         plain = network.extract(choice)
@@ -56,6 +57,28 @@ def test_the_whole_grid_with_all_probability_on_a_path_gives_what_the_path_gives
         alone = network(images)
         network.active = Active(edges, heads, stacks)
         torch.testing.assert_close(network(images), alone)
+
+
+def test_operations_of_a_superkernel_are_cut_out_of_one_weight_and_train_it():
+    grid = Grid(GridConfig(**TINY | {"head": ["mbconv_k3_t1", "mbconv_k5_t3", "mbconv_k3_t6"], "stack": ["mbconv_k3_t3"]}))
+    network = SuperNetwork(grid, 5, superkernel=True)
+    weights = {name: held.weight for name, held in network.shared[0].items()}
+    widest = 6 * grid.config.widths[0]
+    assert weights["depthwise"].shape == (widest, 1, 5, 5)  # the largest kernel and the largest expansion, of different operations
+    for number, (name, (kernel, hidden)) in enumerate(zip(grid.head_names, [(3, 4), (5, 12), (3, 24)], strict=True)):
+        operation, edge = network.heads[0][number], (5 - kernel) // 2
+        network.zero_grad()
+        operation(torch.randn(4, 4, 8, 8)).square().sum().backward()
+        cut = weights["depthwise"][:hidden, :, edge : 5 - edge, edge : 5 - edge]
+        assert torch.equal(operation.depthwise[0].weight, cut), name
+        reached = torch.zeros_like(weights["depthwise"], dtype=torch.bool)
+        reached[:hidden, :, edge : 5 - edge, edge : 5 - edge] = True
+        assert torch.equal(weights["depthwise"].grad != 0, reached), name
+        assert torch.equal(operation.project[0].weight, weights["project"][:, :hidden]), name
+    saved = [name for name in network.state_dict() if "depthwise" in name and name.endswith("weight") and name.startswith("heads.")]
+    assert not saved  # nothing is saved twice
+    assert network.stacks[0][0].depthwise[0].weight.requires_grad  # the only one of its kind keeps its own
+    assert not network.shared[len(network.heads)]
 
 
 ONE = {"basic": ["grid.depth=1"], "mbconv": ["grid.head=[mbconv_k5_t6]", "grid.stack=[mbconv_k7_t3]"]}
