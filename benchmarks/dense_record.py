@@ -15,7 +15,6 @@ Every finished part is a file in the work folder, and the same command goes on w
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from measure import interleave, peak_memory_mib, spread
+from measure import interleave, once, peak_memory_mib, spread
 
 from bcnet.config import load_as, load_config
 from bcnet.dense.config import DenseConfig
@@ -41,7 +40,7 @@ from bcnet.dense.experiment import DenseExperiment
 from bcnet.dense.run import DenseRun
 from bcnet.dense.supernet import fast_depthwise
 from bcnet.errors import Interrupted, UserError
-from bcnet.files import read_json, write_json, write_text
+from bcnet.files import write_json, write_text
 from bcnet.formatting import human
 from bcnet.machine import environment, tune_malloc
 from bcnet.models.net_config import BlockSpec, NetConfig
@@ -83,17 +82,6 @@ def main() -> None:
     record["select_epochs"], record["random_paths"], record["seeds"] = options.select_epochs, options.random, options.seeds
     write_record(record, options.out)
     print(f"record: {options.out / 'record.md'}")
-
-
-def once(path: Path, settings: dict[str, Any], make: Callable[[], Any]) -> Any:
-    """What is known from an earlier call with these settings, else what ``make`` gives, written."""
-    if path.is_file():
-        known = read_json(path, "a part of a record")
-        if known["settings"] == json.loads(json.dumps(settings)):
-            return known["value"]
-    value = make()
-    write_json(path, {"settings": settings, "value": value})
-    return value
 
 
 class Target:

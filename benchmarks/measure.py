@@ -1,6 +1,7 @@
-"""What the benchmarks share: interleaved timing, operation counts, memory, the ceilings of the machine, equality to the last bit."""
+"""What the benchmarks share: finished parts, interleaved timing, operation counts, memory, ceilings of the machine, equality of bits."""
 
 import ctypes
+import json
 import subprocess
 import sys
 import time
@@ -14,9 +15,21 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bcnet.files import read_json, write_json
 from bcnet.machine import half_type
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def once(path: Path, settings: dict[str, Any], make: Callable[[], Any]) -> Any:
+    """What is known from an earlier call with these settings, else what ``make`` gives, written."""
+    if path.is_file():
+        known = read_json(path, "a part of a record")
+        if known["settings"] == json.loads(json.dumps(settings)):
+            return known["value"]
+    value = make()
+    write_json(path, {"settings": settings, "value": value})
+    return value
 
 
 def synchronize(device: torch.device) -> None:

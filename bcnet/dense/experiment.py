@@ -99,9 +99,7 @@ class DenseExperiment(Resources):
             raise UserError("data.num_val is 0: an architecture is learned on training images that are held out")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, STREAM_MODEL))
-            network = SuperNetwork(
-                self.grid, len(self.data.classes), self.data.input_shape[0], superkernel=self.config.weights.superkernel
-            )
+            network = SuperNetwork(self.grid, len(self.data.classes), self.data.input_shape[0], superkernel=self.config.weights.superkernel)
         size = config.architecture.batch_size or config.weights.batch_size
         return Search(
             network,

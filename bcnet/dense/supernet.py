@@ -165,9 +165,8 @@ def fast_depthwise(network: nn.Module) -> Iterator[None]:
 
         return run
 
-    found: list[Any] = [
-        m for m in network.modules() if type(m) in (nn.Conv2d, SlicedConv2d) and m.groups == m.in_channels == m.out_channels > 1
-    ]
+    convs: list[Any] = [module for module in network.modules() if type(module) in (nn.Conv2d, SlicedConv2d)]
+    found = [conv for conv in convs if conv.groups == conv.in_channels == conv.out_channels > 1]
     for module in found:
         module._conv_forward = forward(module)
     try:
