@@ -1,12 +1,13 @@
 """The processes that torchrun started, or the only one."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
 from bcnet.processes import end_with_launcher
 
@@ -31,6 +32,18 @@ def agree(values: list[int], device: torch.device) -> list[int]:
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     largest: list[int] = flags.tolist()
     return largest
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Set every gradient to its mean over the processes; all of them have gradients of the same parameters."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def of_first(value: T) -> T:

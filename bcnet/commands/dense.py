@@ -199,6 +199,10 @@ def search(run: "DenseRun", say: Say) -> None:
 
 
 def _derive(run: "DenseRun", budget: str | None, say: Say) -> None:
+    from bcnet.distributed import process_rank
+
+    if process_rank() != 0:
+        return
     from bcnet.report.dense_page import collapse_sentence, write_dense_page
 
     record = run.derive(budget)
@@ -274,6 +278,7 @@ def retrain(
 ) -> None:
     """Train the network that was found from scratch over several seeds, and others beside it."""
     from bcnet.dense.run import DenseRun
+    from bcnet.distributed import process_rank
     from bcnet.models.net_config import read_net_config
     from bcnet.report.dense_page import write_dense_page
 
@@ -288,7 +293,8 @@ def retrain(
     with runtime(run.config.device) as say:
         for name, blocks in wanted.items():
             _say_trained(run.retrain(blocks, name, numbers), say)
-        say(f"page: {write_dense_page(run)}")
+        if process_rank() == 0:
+            say(f"page: {write_dense_page(run)}")
 
 
 def _say_trained(record: "TrainedNetwork", say: Say) -> None:

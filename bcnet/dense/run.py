@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import distributed as dist
 from torch import nn
 
 from bcnet.config import differing_keys, dump_config, load_as
@@ -23,6 +24,7 @@ from bcnet.dense.grid import Choice
 from bcnet.dense.paths import Scores, most_probable
 from bcnet.dense.results import Candidate, DenseRecord, TrainedNetwork
 from bcnet.dense.search import Search
+from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.files import is_unused, write_json, write_text
 from bcnet.models.net_config import NetConfig, read_net_config
@@ -56,6 +58,8 @@ class DenseRun:
                 searched so; nothing is written then.
         """
         run, written = cls(folder, DenseExperiment(config)), folder / "config.yaml"
+        if process_rank() != 0:
+            return run
         if written.exists():
             if not resume:
                 raise UserError(f"{folder} already holds a run; continue it by --resume (in Python: resume=True), or choose another --out")
@@ -105,6 +109,8 @@ class DenseRun:
         search.resume()
         if search.step < search.total_steps:
             search.run()
+        if world_size() > 1:
+            dist.barrier()
         return search
 
     @cached_property
@@ -234,7 +240,8 @@ class DenseRun:
         described = self._describe(net)
         counted = {cost: described[cost] for cost in ("flops", "params")}
         record = TrainedNetwork(name=name, net_config=str(net), acc=accuracies, seeds=list(seeds), costs=counted)
-        record.write(self.folder / "retrain" / f"{name}.json")
+        if process_rank() == 0:
+            record.write(self.folder / "retrain" / f"{name}.json")
         return record
 
     def _retrain_one(self, net: NetConfig, seed: int, folder: Path, label: str) -> float:
@@ -252,9 +259,10 @@ class DenseRun:
     def _keep(self, network: nn.Module, net: NetConfig, seed: int, folder: Path, identity: str) -> float:
         test = evaluate(network, self.experiment.test, half=self.experiment.half)
         accuracy = 100 * test["accuracy"]
-        save_network(folder, network, self._describe(net) | {"test_accuracy": accuracy, "seed": seed})
-        RetrainedNetwork(identity=identity, accuracy=accuracy, cross_entropy=test["cross_entropy"]).write(folder / "result.json")
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        if process_rank() == 0:
+            save_network(folder, network, self._describe(net) | {"test_accuracy": accuracy, "seed": seed})
+            RetrainedNetwork(identity=identity, accuracy=accuracy, cross_entropy=test["cross_entropy"]).write(folder / "result.json")
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
         return accuracy
 
     def retrained(self) -> list[TrainedNetwork]:

@@ -20,7 +20,7 @@ from bcnet.dense.results import EpochRecord
 from bcnet.dense.sampling import keep_mass, sample_operations
 from bcnet.dense.schedule import OperationCounts, Schedule, Step
 from bcnet.dense.supernet import Active, SuperNetwork, fast_depthwise
-from bcnet.distributed import world_size
+from bcnet.distributed import average_gradients, process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.machine import autocast, seed_dropout
 from bcnet.seeds import STREAM_STEP, derive_seed
@@ -42,9 +42,6 @@ class Search(Trainer):
         costs: of the grid.
         budget: what the network that is found may cost.
         options: further arguments of `Trainer`.
-
-    Raises:
-        UserError: several processes.
     """
 
     def __init__(
@@ -58,8 +55,6 @@ class Search(Trainer):
         budget: Budget | None = None,
         **options: Any,
     ) -> None:
-        if world_size() > 1:
-            raise UserError("a search of a grid runs in one process; start it without torchrun")
         super().__init__(network, batches, config.weights, seed=config.seed, **options)
         self.network, self.held_out, self.settings, self.costs, self.budget = network, held_out, config, costs, budget
         self.architecture = architecture.to(self.device)
@@ -105,17 +100,25 @@ class Search(Trainer):
     # Steps -----------------------------------------------------------------------------------------------------------
 
     def _train_step(self, replica: DistributedDataParallel | None) -> None:
-        seed_dropout(derive_seed(self.seed, STREAM_STEP, self.step), self.device)
-        loss = self.take(self.schedule.at(self.step))
+        seed_dropout(derive_seed(self.seed, STREAM_STEP, self.step * world_size() + process_rank()), self.device)
+        loss = self.take(self.schedule.at(self.step), replica)
         self.history.passes += 1
         self._pending.append(([Pass()], [loss]))
 
-    def take(self, step: Step) -> Tensor:
-        """Make a step, and nothing around it; returns its cross-entropy."""
-        self.architecture.temperature = self.temperature(step.epoch)
-        return self._train_weights(step) if step.kind == "weights" else self._train_architecture(step)
+    def take(self, step: Step, replica: nn.Module | None = None) -> Tensor:
+        """Make a step, and nothing around it.
 
-    def _train_weights(self, step: Step) -> Tensor:
+        Args:
+            step: which one.
+            replica: the super network as one of several that average their gradients; unset: alone.
+
+        Returns:
+            Its cross-entropy.
+        """
+        self.architecture.temperature = self.temperature(step.epoch)
+        return self._train_weights(step, replica or self.network) if step.kind == "weights" else self._train_architecture(step)
+
+    def _train_weights(self, step: Step, network: nn.Module) -> Tensor:
         rate = self._rate(step.number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -123,7 +126,7 @@ class Search(Trainer):
         self.network.active = Active(self.architecture.edges().detach(), heads, stacks)
         images, labels = self.batches.batch(step.number)
         self.optimizer.zero_grad(set_to_none=True)  # what is not sampled is neither moved nor decayed
-        loss = self._loss(self._logits(images), labels, None)
+        loss = self._loss(self._logits(network, images), labels, None)
         self.scaler.scale(loss).backward()
         self._update(self.optimizer)
         self.operations.add(heads, stacks)
@@ -139,6 +142,7 @@ class Search(Trainer):
             loss = self.architecture_loss(images, labels, heads, stacks)
             term = self.expected[self.minimised]().log() / math.log(self.settings.cost.base)
             self.scaler.scale(loss + self.cost_factor(step.epoch) * term).backward()
+        average_gradients(architecture.parameters())
         self.scaler.step(self.adam)
         self.scaler.update()
         with torch.no_grad():
@@ -159,11 +163,11 @@ class Search(Trainer):
         pairs = ((architecture.head, heads), (architecture.stack, stacks))
         shares = [(p.gather(1, used.to(p.device)) / architecture.temperature).softmax(1) if used.numel() else None for p, used in pairs]
         self.network.active = Active(architecture.edges(), heads, stacks, *shares)
-        return F.cross_entropy(self._logits(images), labels)
+        return F.cross_entropy(self._logits(self.network, images), labels)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
         with autocast(self.device, self.half):
-            logits: Tensor = self.network(images)
+            logits: Tensor = network(images)
         return logits if self.half is None else logits.float()
 
     def _sample(self, count: int, number: int) -> tuple[Tensor, Tensor]:

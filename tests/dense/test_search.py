@@ -219,3 +219,60 @@ def test_a_checkpoint_of_another_search_or_a_damaged_one_is_refused(tmp_path):
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(UserError, match="damaged or not a file of tensors"):
         DenseRun.open(tmp_path / "run").searched.run()
+
+
+# Several processes -----------------------------------------------------------------------------------------------------
+
+TWO = """
+import sys, torch
+from torch import distributed
+from bcnet.config import load_as
+from bcnet.dense.config import DenseConfig
+from bcnet.dense.experiment import DenseExperiment
+
+settings, same_images = sys.argv[2:], sys.argv[1] == "same"
+search = DenseExperiment(load_as(DenseConfig, "dense/digits", settings)).make_search()  # before the group: it takes all images
+distributed.init_process_group("gloo")
+if not same_images:
+    search = DenseExperiment(load_as(DenseConfig, "dense/digits", settings)).make_search()
+search.run()
+mine = torch.cat([p.detach().flatten() for p in (*search.network.parameters(), *search.architecture.parameters())])
+both = [torch.empty_like(mine) for _ in range(2)]
+distributed.all_gather(both, mine)
+distributed.barrier()
+assert torch.equal(*both)
+if distributed.get_rank() == 0:
+    print("sum", repr(mine.double().sum().item()), repr(mine.double().square().sum().item()))
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("superkernel", ["true", "false"])
+def test_two_processes_on_the_same_images_search_as_one_does(tmp_path, two_processes, monkeypatch, superkernel):
+    script, settings = tmp_path / "search.py", [*QUICK, f"weights.superkernel={superkernel}"]
+    script.write_text(TWO)
+    result = two_processes(script, "same", *settings)
+    assert result.returncode == 0, result.stderr[-3000:]
+    monkeypatch.setenv("BCNET_KERNELS", "off")
+    alone = experiment(*settings[len(QUICK) :]).make_search()
+    alone.run()
+    parts = torch.cat([p.detach().flatten() for p in (*alone.network.parameters(), *alone.architecture.parameters())]).double()
+    said = [float(number) for number in result.stdout.split("sum", 1)[1].split()[:2]]
+    assert said == [parts.sum().item(), parts.square().sum().item()]
+
+
+def test_two_processes_on_different_images_stay_equal_and_one_of_them_writes(tmp_path, two_processes):
+    script = tmp_path / "search.py"
+    script.write_text(TWO)
+    result = two_processes(script, "different", *QUICK)
+    assert result.returncode == 0, result.stderr[-3000:]
+    command = tmp_path / "command.py"
+    command.write_text("import sys\nfrom bcnet.__main__ import main\nmain(sys.argv[1:])\n")
+    folder = tmp_path / "run"
+    result = two_processes(command, "dense", "train", "dense/digits", *QUICK, "--budget", "flops=0.5", "--out", folder)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("searched") == 1
+    assert DenseRun.open(folder).record().best.costs["flops"] <= DenseRun.open(folder).record().budget.limit
+    result = two_processes(command, "dense", "retrain", folder, "retrain.epochs=1", "--seeds", "0")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(DenseRun.open(folder).retrained()[0].acc) == 1
