@@ -1,10 +1,12 @@
 """What does it help that effects of widths may only rise, and ever more slowly? Additive models of both kinds, against ground truth.
 
     python benchmarks/effects.py CONFIG --truth FILE [NAME=SCORES.json ...] [--sizes 100 300] [--draws 8] [--out FILE.md]
+    python benchmarks/effects.py CONFIG NAME=SCORES.json ... --write FOLDER
 
 Of each file of scores of a whole space, and of the truth itself (whose predictions are held against the networks that were not drawn),
 so many width vectors are drawn at random, additive models are fitted to them, and what they say of all the others is ranked against
-the truth: Kendall's tau, mean and standard deviation over the draws. Size 0 takes every score once.
+the truth: Kendall's tau, mean and standard deviation over the draws. Size 0 takes every score once. ``--write`` needs no truth: what
+concave effects of all scores say goes to ``FOLDER/NAME/scores.json``.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from scipy.stats import kendalltau, pearsonr
 
 from bcnet.config import load_config
 from bcnet.errors import UserError
-from bcnet.files import write_text
+from bcnet.files import write_json, write_text
 from bcnet.models.cifar import read_resnet20_list
 from bcnet.models.factory import build_model, default_input
 from bcnet.scoring.additive import WidthEffects
@@ -36,7 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("config")
     parser.add_argument("scores", nargs="*", metavar="NAME=SCORES.json")
-    parser.add_argument("--truth", required=True)
+    parser.add_argument("--truth")
+    parser.add_argument("--write", type=Path, metavar="FOLDER")
     parser.add_argument("--sizes", nargs="+", type=int, default=[0, 300, 100])
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--out", type=Path)
@@ -45,6 +48,10 @@ def main() -> None:
     model, space = config.model.name, config.space
     plain, choices = build_model(model, 10), dict(space.groups)
     groups = trace(plain, default_input(model), bins=space.bins, min_bins=space.min_bins, choices=choices, proof=False).groups
+    if options.write:
+        write_fitted(dict(given.split("=", 1) for given in options.scores), groups, options.write)
+    if not options.truth:
+        return
     truth = load_ground_truth(find_truth(options.truth))
     widths = read_widths(truth, groups)
     accuracy, rows = truth.mean, []
@@ -62,6 +69,22 @@ def main() -> None:
     print(text)
     if options.out:
         write_text(options.out, text + "\n")
+
+
+def write_fitted(files: dict[str, str], groups: Sequence[Group], folder: Path) -> None:
+    """Score files of what concave effects say, by the name of the method."""
+    for name, file in files.items():
+        known = load_scores(Path(file))
+        widths = np.array([[int(digit) for digit in one] for one in known.scores])
+        model = WidthEffects.fit(widths, list(known.scores.values()), groups)
+        if model is None:
+            raise UserError(f"{file}: too few scores for an additive model")
+        fitted = dict(zip(known.scores, model.predict(widths).tolist(), strict=True))
+        tau = kendalltau(list(known.scores.values()), list(fitted.values())).statistic
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        note = {"fitted": f"concave effects of all scores of {Path(file).parent.name}/{Path(file).name}"}
+        write_json(folder / name / "scores.json", {"meta": known.meta | note, "costs": known.costs, "scores": fitted})
+        print(f"{name}: tau of the scores before and after {tau:.3f}")
 
 
 def read_widths(truth: GroundTruth, groups: Sequence[Group]) -> npt.NDArray[np.int64]:
