@@ -49,7 +49,9 @@ def test_a_search_ends_with_a_network_that_keeps_the_budget_and_everything_writt
     assert record.best.val_accuracy == max(one.val_accuracy for one in record.candidates)
     assert len(record.epochs) == 3
     assert read_net_config((out / "net_config.txt").read_text()) == read_net_config(record.best.net_config)
-    assert {file.name for file in out.glob("*.png")} == {"course.png", "shares.png", "grid.png"}
+    pictures = {f"{name}{form}.png" for name in ("course", "shares", "grid") for form in ("", "-narrow")}
+    assert {file.name for file in out.glob("*.png")} == pictures
+    assert (out / "index.html").read_text().count("max-width: 640px") >= 3  # each has its narrow form there
     assert record.best.net_config.split("|")[1] in (out / "index.html").read_text().replace("&#x27;", "'")
     network, description = load_network(out / "network")
     assert description["flops"] == record.best.costs["flops"]
