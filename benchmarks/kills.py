@@ -80,6 +80,7 @@ ALONE = ("score.additive=null", "score.whole_layers=false")
 DENSE = ("dense/digits", "weights.epochs=2", "architecture.start_epoch=1", "retrain.epochs=2", "derive.calibration_images=64")
 MODELS = ("digits/resnet", "cifar/resnet20", "torchvision/mobilenet_v3_small", "torchvision/squeezenet1_1")
 MEASURED = re.compile(r"seconds|speed|_ms$|^ms$|images_per_second|date|environment|versions|identity|sha256")
+PROGRESS = re.compile(r"[^:]+: [\d,]+/[\d,]+")
 RUN, DENSE_RUN, FOLDER = "RUN", "DENSE_RUN", "FOLDER"
 
 
@@ -314,7 +315,7 @@ def try_command(killer: Killer, name: str, way: str, kills: int, rng: random.Ran
 
 def _problem(life: Life, way: str) -> str:
     """What is wrong with the way in which a process ended."""
-    lines = [line for line in life.errors.splitlines() if not line.startswith(("bcnet: note:", "scoring", "training"))]
+    lines = [line for line in life.errors.splitlines() if not line.startswith("bcnet: note:") and not PROGRESS.match(line)]
     allowed = {0: 0, -9: -9} if way in ("time", "write") else {0: 0, 128 + signal.Signals[way]: 1}
     if life.code not in allowed or "LEFT:" in life.errors or "Traceback" in life.errors:
         return f"exit code {life.code}: {life.errors[-400:]}"
