@@ -1,11 +1,13 @@
 """Hold finished score files of one space, the released supernets' scores and the baselines against one ground truth.
 
     python benchmarks/headline.py NAME=scores.json ... --truth Results_MobileNet.json [--baseline NAME=scores.json ...]
-        [--released scores.json] [--out FOLDER]
+        [--released scores.json] [--config channel_bench/mobilenet] [--alone 20 50] [--out FOLDER]
 
 All are ranked on the networks that every file has, once on all of these and once on those that are nowhere of the smallest
 width (there FLOPs says less). ``--released`` names a file ``{"archs": [...], "PREDICTOR": [...], ...}`` of aligned lists; these
-are also read as ``score.additive`` reads ours: by what the width of each group is worth in them.
+are also read as ``score.additive`` reads ours: by what the width of each group is worth in them. ``--alone`` spends the compute on networks
+trained alone instead: that many of the truth's, drawn nine times, and an additive model (concave effects, of the model of ``--config``)
+of their accuracies, of which the draw of median tau stands there.
 Prints a Markdown table, and draws ``headline.png`` with ``--out``.
 """
 
@@ -13,17 +15,21 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import kendalltau
 
+from bcnet.config import load_config
 from bcnet.errors import UserError
 from bcnet.files import read_json
+from bcnet.models.factory import build_model, default_input
 from bcnet.results import Correlations
 from bcnet.scoring.additive import WidthEffects
+from bcnet.supernet.proof import trace
 from bcnet.truth.ground_truth import Floats, GroundTruth, load_ground_truth, width_indices
 from bcnet.truth.ranking import correlate, noise_ceiling
 from bcnet.truth.score_files import load_scores
 
 Rows = dict[str, tuple[str, Correlations]]  # predictor -> its colour and how it ranks
-OURS, BASELINE, RELEASED, READ_ADDITIVELY, COUNTED = "#2563eb", "#93c5fd", "#ea580c", "#fdba74", "#94a3b8"
+OURS, BASELINE, RELEASED, READ_ADDITIVELY, COUNTED, ALONE = "#2563eb", "#93c5fd", "#ea580c", "#fdba74", "#94a3b8", "#16a34a"
 
 
 def main() -> None:
@@ -33,6 +39,8 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, required=True)
     parser.add_argument("--baseline", nargs="+", metavar="NAME=FILE", type=named, default=[], help="the same, drawn in light blue")
     parser.add_argument("--released", type=Path)
+    parser.add_argument("--config", help="the config of the space, for --alone")
+    parser.add_argument("--alone", type=int, nargs="+", default=[], metavar="N", help="networks trained alone")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     try:
@@ -69,6 +77,8 @@ def compare(options: argparse.Namespace) -> None:
     if len(common) < 3:
         raise UserError(f"{len(common)} networks are in all of the files: at least 3 are needed")
     truth = load_ground_truth(options.truth)
+    for count in options.alone:
+        predictors[f"{count} networks trained alone"] = ALONE, trained_alone(truth, options.config, count)
     whole = truth.subset(truth.rows(common, "scores"))
     smallest = min(min(width_indices(name)) for name in common)
     wider = whole.subset(np.array([row for row, name in enumerate(whole.names) if min(width_indices(name)) > smallest]))
@@ -80,12 +90,31 @@ def compare(options: argparse.Namespace) -> None:
         draw(options.out / "headline.png", parts, rows)
 
 
+def trained_alone(truth: GroundTruth, config: str | None, count: int) -> dict[str, float]:
+    """What an additive model of some networks' true accuracies says of all, of nine draws the one of median tau."""
+    if config is None:
+        raise UserError("--alone wants --config, the config of the space")
+    settings = load_config(config)
+    model, space = settings.model.name, settings.space
+    groups = trace(build_model(model, 10), default_input(model), bins=space.bins, min_bins=space.min_bins, proof=False).groups
+    draws = []
+    for draw in range(9):
+        drawn = np.random.default_rng(draw).permutation(len(truth.names))[:count]
+        fitted = WidthEffects.fit(truth.indices[drawn], truth.mean[drawn], groups)
+        if fitted is None:
+            raise UserError(f"--alone {count}: too few networks for an additive model")
+        predicted = fitted.predict(truth.indices)
+        draws.append((float(kendalltau(predicted, truth.mean).statistic), predicted))
+    return dict(zip(truth.names, sorted(draws, key=lambda one: one[0])[len(draws) // 2][1].tolist(), strict=True))
+
+
 def rows_of(part: GroundTruth, predictors: dict[str, tuple[str, dict[str, float]]]) -> Rows:
     """Colour and correlations of every predictor and every count on the same networks."""
     columns: dict[str, tuple[str, Floats]] = {
         name: (colour, np.array([scores[arch] for arch in part.names])) for name, (colour, scores) in predictors.items()
     }
     columns["sum of widths"] = COUNTED, np.array([float(sum(width_indices(name))) for name in part.names])
+    columns["sum of logarithms of widths"] = COUNTED, np.array([float(np.log(width_indices(name)).sum()) for name in part.names])
     columns["FLOPs"] = COUNTED, part.flops.astype(np.float64)
     columns["params"] = COUNTED, part.params.astype(np.float64)
     return {name: (colour, correlate(values, part.mean)) for name, (colour, values) in columns.items()}
