@@ -109,9 +109,7 @@ def collapse_sentence(record: DenseRecord) -> str:
     first, last = record.epochs[0].shares, record.epochs[-1].shares
     most = max(last, key=lambda name: last[name])
     if last[most] > 0.5 and last[most] > 2 * first[most]:
-        return (
-            f"The search has collapsed to {most}: weights.sampling=fair, a higher architecture.temperature or more cost.warmup_epochs help."
-        )
+        return f"The search has collapsed to {most}: weights.sampling=fair or weights.superkernel=true prevent that."
     return "No operation has taken over."
 
 
