@@ -369,8 +369,9 @@ def _content(path: Path, folder: str, is_measured: bool) -> Any:
         return _plain(load_checkpoint(path))
     if path.suffix == ".json":
         return _plain(json.loads(path.read_text().replace(folder, FOLDER)), is_measured)
-    if path.suffix == ".jsonl":
-        return sorted(path.read_text().splitlines())
+    if path.suffix == ".jsonl":  # each line behind its checksum, which is of seconds, too
+        lines = [line[line.index("{") :] for line in path.read_text().splitlines()]
+        return sorted((_plain(json.loads(line)) for line in lines), key=json.dumps)
     if path.suffix == ".csv":
         with path.open(newline="") as file:
             return [_plain(row) for row in csv.DictReader(file)]
