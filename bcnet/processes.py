@@ -10,7 +10,7 @@ from multiprocessing import connection, get_context, parent_process
 from threading import Thread, current_thread, main_thread
 from typing import Any
 
-from bcnet.errors import Interrupted, UserError
+from bcnet.errors import Interrupted, Stopped, UserError
 
 GRACE_SECONDS = 10.0  # for a worker that was asked to stop
 
@@ -140,8 +140,8 @@ def _work(channel: Any, start: Callable[[], Callable[[Any], Any]]) -> None:
         while True:
             task = channel.recv()
             channel.send((work(task), None, ""))
-    except (EOFError, BrokenPipeError, ConnectionResetError, Interrupted):
-        return  # the parent is gone, or asked to stop
+    except (EOFError, BrokenPipeError, ConnectionResetError, Interrupted, Stopped):
+        return  # the parent is gone, or asked to stop, maybe after the last step of a training
     except Exception as error:
         channel.send((None, error, traceback.format_exc()))
 

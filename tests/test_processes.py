@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from patience import patience
 
-from bcnet.errors import UserError
+from bcnet.errors import Stopped, UserError
 from bcnet.processes import work_off
 
 
@@ -21,6 +21,8 @@ def double(folder, number):
         raise UserError("eight is refused")
     if number == 9:
         raise KeyError("nine")
+    if number == 10:
+        raise Stopped(signal.SIGTERM)  # as a training does that was asked to stop in its last step
     if number > 100:
         time.sleep(number)
     return 2 * number
@@ -44,6 +46,12 @@ def test_a_worker_that_dies_or_raises_is_noticed(tmp_path, number, kind, words, 
     with pytest.raises(kind, match=words):
         list(work_off(partial(start, tmp_path), [number], 1))
     assert not any(is_running(path.name) for path in tmp_path.iterdir())
+
+
+def test_a_worker_that_is_stopped_ends_without_a_traceback(tmp_path, capfd):
+    with pytest.raises(UserError, match=r"a worker process died .exit code 0"):
+        list(work_off(partial(start, tmp_path), [10], 1))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
