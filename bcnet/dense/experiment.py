@@ -118,9 +118,10 @@ class DenseExperiment(Resources):
         )
 
     def identity(self) -> str:
-        """What ties a checkpoint to its settings."""
+        """What ties a checkpoint to its settings; defaults say nothing, so that a setting that comes later orphans no older run."""
         config = self.config
-        tree = config.model_dump(mode="json", include={"seed", "data", "grid", "weights", "architecture", "cost"})
+        parts = {"seed", "data", "grid", "weights", "architecture", "cost"}
+        tree = config.model_dump(mode="json", include=parts, exclude_defaults=True)
         table = config.cost.latency
         if table is not None:
             tree["cost"]["latency"] = hashlib.sha256(table.read_bytes()).hexdigest()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bcnet.config import load_as
 from bcnet.dense.architecture import ExpectedCost
-from bcnet.dense.config import DenseConfig
+from bcnet.dense.config import DenseConfig, WeightsConfig
 from bcnet.dense.experiment import DenseExperiment
 from bcnet.dense.run import DenseRun
 from bcnet.dense.schedule import Schedule
@@ -204,6 +204,29 @@ def test_a_search_that_was_killed_and_stopped_goes_on_and_ends_the_same_bit_for_
     assert same(*states)
     records = [DenseRun.open(tmp_path / name).derive() for name in ("whole", "killed")]
     assert records[0].model_dump(exclude={"search_seconds"}) == records[1].model_dump(exclude={"search_seconds"})
+
+
+class LaterWeights(WeightsConfig):
+    novelty: bool = False
+
+
+class LaterConfig(DenseConfig):
+    weights: LaterWeights = LaterWeights()
+
+
+def test_a_setting_that_comes_later_keeps_older_searches_and_tells_new_ones_apart():
+    known = experiment().identity()
+    assert DenseExperiment(load_as(LaterConfig, "dense/digits", QUICK)).identity() == known
+    assert DenseExperiment(load_as(LaterConfig, "dense/digits", [*QUICK, "weights.novelty=true"])).identity() != known
+    for other in (
+        "seed=1",
+        "weights.superkernel=true",
+        "data.num_val=200",
+        "grid.adjoin=2",
+        "cost.budget=flops=0.5",
+        "architecture.lr=0.5",
+    ):
+        assert experiment(other).identity() != known
 
 
 def test_a_checkpoint_of_another_search_or_a_damaged_one_is_refused(tmp_path):
