@@ -351,6 +351,9 @@ def draw_accuracy(path: Path, targets: dict[str, Any]) -> None:
             means.append((x, fmean(row["acc"])))
         axes.plot(*zip(*means, strict=True), "D-", color=colour, markersize=6, linewidth=0.8, label=kind)
     axes.set(xlabel="FLOPs of the found network [M]", ylabel="test accuracy [%]", xscale="log")
+    costs = [one["networks"]["found"]["flops"][0] / 1e6 for one in targets.values()]
+    axes.set_xticks(costs, [f"{cost:.3g}" for cost in costs])
+    axes.set_xticks([], minor=True)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
