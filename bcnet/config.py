@@ -311,9 +311,10 @@ class ScoreConfig(Section):
     those of the full width), or your own as ``package.module:name``. The score is its value or, where less is better, the negative."""
     additive: int | None = Field(None, gt=0, le=MOST)
     """Score this many random widths only, and any others by what each group's width is worth in those (an additive model)."""
-    effects: Literal["concave", "free"] = "concave"
+    effects: Literal["smooth", "concave", "free"] = "smooth"
     """What the additive model may say of a group: ``concave``: its worth never falls with its channels, and each doubling adds no more
-    than the one before; ``free``: anything."""
+    than the one before; ``smooth``: the same, as ``a log(channels) - b / channels``, two unknowns however many choices there are;
+    ``free``: anything."""
     statistics: Literal["calibrated", "batch"] = "calibrated"
     """Which BN statistics a subnet is scored with: those of training images, or of every batch of search-validation images."""
     calibration_images: int = Field(1024, gt=0, le=MOST)
@@ -327,6 +328,11 @@ class ScoreConfig(Section):
     whole_layers: bool = False
     """Compute every layer at full width and let all width vectors use it: faster when much of a space is scored (1.6 times for all
     of Channel-Bench-Digits), slower for a few. Sums have another order, so scores differ in the last digits."""
+
+    @property
+    def shape(self) -> Literal["smooth", "concave"] | None:
+        """What effects keep to; ``None`` if they are free."""
+        return None if self.effects == "free" else self.effects
 
 
 class SearchConfig(Section):

@@ -410,7 +410,7 @@ class Experiment(Resources):
             whole_layers=score.whole_layers,
             sample=self._additive_sample(),
             batch_statistics=score.statistics == "batch",
-            concave=score.effects == "concave",
+            shape=score.shape,
             cache=cache,
         )
 
@@ -425,7 +425,7 @@ class Experiment(Resources):
         if count is None:
             return
         choices = [len(group.choices) for group in groups]
-        least = least_sample(groups, self.config.score.effects == "concave")
+        least = least_sample(groups, self.config.score.shape)
         if count < least:
             each = str(choices[0]) if len(set(choices)) == 1 else f"{min(choices)} to {max(choices)}"
             raise UserError(f"score.additive is {count}: {len(groups)} groups of {each} widths each need at least {least} scored ones")
@@ -470,8 +470,8 @@ class Experiment(Resources):
         score = self.config.score
         if not self.config.search.short_trainings:
             return
-        if not score.additive or score.effects != "concave":
-            raise UserError("search.short_trainings correct an additive model: they want score.additive=N and score.effects=concave")
+        if not score.additive or not score.shape:
+            raise UserError("search.short_trainings correct an additive model: they want score.additive=N and score.effects=smooth")
         if not budgets:
             raise UserError("search.short_trainings want a budget: without one the full width is the best")
         if len({budget.cost for budget in budgets}) < len(budgets):

@@ -110,8 +110,8 @@ def _take_anchors(run: "Run", file: str | None, say: Say) -> None:
         return
     from bcnet.truth.ground_truth import find_truth, load_ground_truth
 
-    if not run.config.score.additive or run.config.score.effects != "concave":
-        raise UserError("--anchors correct an additive model: they want score.additive=N and score.effects=concave")
+    if not run.config.score.additive or not run.config.score.shape:
+        raise UserError("--anchors correct an additive model: they want score.additive=N and score.effects=smooth")
     truth = load_ground_truth(find_truth(file))
     try:
         run.scorer.anchors = dict(zip((read_width_string(name, run.space) for name in truth.names), truth.mean.tolist(), strict=True))

@@ -2,12 +2,13 @@
 
 Most of what a score says beyond such a model is noise of the supernet: the model, fitted to a few hundred scored width vectors,
 ranks a space as well as scoring all of it, or better (``benchmarks/README.md``). Where the channel counts are known, the worth of a
-group never falls with its width, and each doubling adds no more than the one before: what breaks that rule is noise, too. It also
-holds groups of many choices together, so that fewer width vectors suffice.
+group never falls with its width, and each doubling adds no more than the one before: what breaks that rule is noise, too. Smooth
+effects say it with two unknowns a group, however many choices there are: ``a log(channels) - b / channels``, neither negative.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,16 @@ from bcnet.errors import UserError
 from bcnet.space.widths import Group
 
 Floats = npt.NDArray[np.float64]
+Shape = Literal["smooth", "concave"]
 LEAST_PER_UNKNOWN = 2  # width vectors
 LEAST_ANCHORS = 10
 MOST_FOLDS = 5
 STRENGTHS = tuple(10.0**power for power in np.arange(-4, 2.1, 0.5))  # of a prior, relative to one width vector
 
 
-def least_sample(groups: Sequence[Group], concave: bool) -> int:
-    """How many width vectors a model needs at least."""
-    return LEAST_PER_UNKNOWN * (len(groups) if concave else sum(len(group.choices) for group in groups))
+def least_sample(groups: Sequence[Group], shape: Shape | None = "smooth") -> int:
+    """How many width vectors a model needs at least; ``None`` stands for free effects."""
+    return LEAST_PER_UNKNOWN * (len(groups) if shape else sum(len(group.choices) for group in groups))
 
 
 @dataclass(frozen=True)
@@ -35,27 +37,32 @@ class WidthEffects:
         mean: of a width vector whose widths are all alike in worth.
         effects: ``(groups, K)``, column ``k - 1`` for index ``k``, each group's mean zero, NaN where nothing is known of an index.
         explained: share of the variance of the fitted values that the model explains.
+        shape: what effects keep to when true values correct them.
     """
 
     mean: float
     effects: Floats
     explained: float
+    shape: Shape = "smooth"
 
     @classmethod
-    def fit(cls, widths: npt.ArrayLike, values: npt.ArrayLike, groups: Sequence[Group] | None = None) -> "WidthEffects | None":
+    def fit(
+        cls, widths: npt.ArrayLike, values: npt.ArrayLike, groups: Sequence[Group] | None = None, shape: Shape = "smooth"
+    ) -> "WidthEffects | None":
         """The model nearest to the values by least squares.
 
         Args:
             widths: width indices ``(N, groups)``.
             values: of these width vectors ``(N,)``, the higher the better.
-            groups: of the space; given, effects are non-decreasing and concave in the logarithm of the channels.
+            groups: of the space; given, effects are non-decreasing and concave in the logarithm of the channels. Unset: they are free.
+            shape: ``smooth``: ``a log(channels) - b / channels``; ``concave``: any such effects.
 
         Returns:
             ``None`` if there are fewer than two width vectors per unknown, or all values are the same.
         """
         indices, target = np.asarray(widths, np.int64), np.asarray(values, np.float64)
         if groups is not None:
-            return _fit_concave(indices, target, groups)
+            return _fit_curves(indices, target, _Curves(groups, shape))
         occurs = [np.unique(column) for column in indices.T]
         if len(target) < LEAST_PER_UNKNOWN * sum(map(len, occurs)) or np.ptp(target) == 0:
             return None
@@ -66,12 +73,12 @@ class WidthEffects:
             zip(occurs, np.split(solution, np.cumsum([len(levels) for levels in occurs])[:-1]), strict=True)
         ):
             effects[g, levels - 1] = part
-        return _centred(0.0, effects, indices, target)
+        return _centred(0.0, effects, indices, target, "smooth")
 
     def corrected(self, widths: npt.ArrayLike, values: npt.ArrayLike, groups: Sequence[Group]) -> "WidthEffects":
         """This model on the scale of a few width vectors' true values, and drawn towards those as far as that predicts them better.
 
-        Effects stay non-decreasing and concave. How far is decided by cross-validation: between what is said here, scaled, and what the
+        Effects keep their shape. How far is decided by cross-validation: between what is said here, scaled, and what the
         true values alone would say.
 
         Args:
@@ -85,42 +92,51 @@ class WidthEffects:
         indices, target = np.asarray(widths, np.int64), np.asarray(values, np.float64)
         if len(target) < LEAST_ANCHORS or np.ptp(target) == 0:
             raise UserError(f"{len(target)} anchors of {len(np.unique(target))} different accuracies: at least {LEAST_ANCHORS} are needed")
-        ramps = _Ramps(groups)
-        columns, prior = ramps.columns(indices), ramps.factors_of(self.effects)
+        curves = _Curves(groups, self.shape)
+        columns, prior = curves.columns(indices), curves.factors_of(self.effects)
         folds = np.arange(len(target)) % MOST_FOLDS
 
         def error(strength: float) -> float:
             parts = ((folds != fold, folds == fold) for fold in np.unique(folds))
-            fitted = ((_fit_ramps(columns[rest], target[rest], prior, strength), out) for rest, out in parts)
+            fitted = ((_fit_factors(columns[rest], target[rest], prior, strength), out) for rest, out in parts)
             return float(sum(np.square(target[out] - mean - columns[out] @ factors).sum() for (mean, factors), out in fitted))
 
         strength = min(STRENGTHS, key=error)
-        mean, factors = _fit_ramps(columns, target, prior, strength)
-        return _centred(mean, ramps.effects(factors), indices, target)
+        mean, factors = _fit_factors(columns, target, prior, strength)
+        return _centred(mean, curves.effects(factors), indices, target, self.shape)
 
     def predict(self, widths: npt.ArrayLike) -> Floats:
         """Values ``(N,)`` of width indices ``(N, groups)``."""
         return self.mean + _sum_effects(self.effects, np.asarray(widths, np.int64).reshape(-1, len(self.effects)))
 
 
-class _Ramps:
-    """What non-decreasing concave effects are sums of, none of them negative: ramps in the logarithm of the channels.
+class _Curves:
+    """What the effects of a group are sums of, with factors that are not negative: curves from 0 at its narrowest choice to 1.
 
-    A ramp is 0 at the narrowest choice, rises linearly to 1 at a choice of its own, and is level from there on.
+    ``smooth``: the logarithm of the channels, and their reciprocal, which falls. ``concave``: ramps, each linear in the logarithm up to
+    a choice of its own and level from there on.
     """
 
-    def __init__(self, groups: Sequence[Group]) -> None:
-        self.groups = groups
-        self.logs = [np.log(np.array(group.choices, np.float64) / group.choices[0]) for group in groups]
-        self.tables = [np.minimum(logs[:, None], logs[None, 1:]) / logs[1:] for logs in self.logs]
+    def __init__(self, groups: Sequence[Group], shape: Shape) -> None:
+        self.groups, self.shape = groups, shape
+        self.tables = [self._table(np.array(group.choices, np.float64) / group.choices[0]) for group in groups]
+
+    def _table(self, ratios: Floats) -> Floats:
+        """The curves at every choice ``(choices, curves)``; ``ratios`` are its channels to those of the narrowest."""
+        logs = np.log(ratios)
+        if self.shape == "concave" or len(ratios) < 3:
+            ramps: Floats = np.minimum(logs[:, None], logs[None, 1:]) / logs[1:]
+            return ramps
+        curves: Floats = np.column_stack([logs / logs[-1], (1 - 1 / ratios) / (1 - 1 / ratios[-1])])
+        return curves
 
     def columns(self, indices: npt.NDArray[np.int64]) -> Floats:
-        """The values of all ramps at width indices ``(N, groups)``."""
+        """The values of all curves at width indices ``(N, groups)``."""
         parts = [table[indices[:, g] - group.smallest] for g, (group, table) in enumerate(zip(self.groups, self.tables, strict=True))]
         return np.concatenate(parts, 1)
 
     def effects(self, factors: Floats) -> Floats:
-        """The effects that factors of all ramps make, NaN where an index is no choice."""
+        """The effects that factors of all curves make, NaN where an index is no choice."""
         effects = np.full((len(self.groups), max(group.bins for group in self.groups)), np.nan)
         parts = np.split(factors, np.cumsum([table.shape[1] for table in self.tables])[:-1])
         for row, group, table, part in zip(effects, self.groups, self.tables, parts, strict=True):
@@ -128,24 +144,23 @@ class _Ramps:
         return effects
 
     def factors_of(self, effects: Floats) -> Floats:
-        """The factors of ramps that make these effects; what is not concave in them is cut off."""
+        """The factors of curves whose effects are nearest to these."""
         parts = []
-        for row, group, logs in zip(effects, self.groups, self.logs, strict=True):
-            slopes = np.diff(row[group.smallest - 1 : group.bins]) / np.diff(logs)
-            parts.append(logs[1:] * (slopes - np.append(slopes[1:], 0.0)))
-        factors: Floats = np.maximum(np.concatenate(parts), 0.0)
+        for row, group, table in zip(effects, self.groups, self.tables, strict=True):
+            own = row[group.smallest - 1 : group.bins]
+            parts.append(_fit_factors(table, own)[1] if table.shape[1] else np.zeros(0))
+        factors: Floats = np.concatenate(parts)
         return factors
 
 
-def _fit_concave(indices: npt.NDArray[np.int64], target: Floats, groups: Sequence[Group]) -> WidthEffects | None:
-    if len(target) < least_sample(groups, concave=True) or np.ptp(target) == 0:
+def _fit_curves(indices: npt.NDArray[np.int64], target: Floats, curves: _Curves) -> WidthEffects | None:
+    if len(target) < least_sample(curves.groups, curves.shape) or np.ptp(target) == 0:
         return None
-    ramps = _Ramps(groups)
-    mean, factors = _fit_ramps(ramps.columns(indices), target)
-    return _centred(mean, ramps.effects(factors), indices, target)
+    mean, factors = _fit_factors(curves.columns(indices), target)
+    return _centred(mean, curves.effects(factors), indices, target, curves.shape)
 
 
-def _fit_ramps(columns: Floats, target: Floats, prior: Floats | None = None, strength: float = 0.0) -> tuple[float, Floats]:
+def _fit_factors(columns: Floats, target: Floats, prior: Floats | None = None, strength: float = 0.0) -> tuple[float, Floats]:
     """The mean and the factors nearest to the values by least squares; those are drawn to a multiple of a prior, which is found, too."""
     from scipy.optimize import nnls  # not needed for training
 
@@ -160,12 +175,12 @@ def _fit_ramps(columns: Floats, target: Floats, prior: Floats | None = None, str
     return float(target.mean() - centre @ factors), factors
 
 
-def _centred(mean: float, effects: Floats, indices: npt.NDArray[np.int64], target: Floats) -> WidthEffects:
+def _centred(mean: float, effects: Floats, indices: npt.NDArray[np.int64], target: Floats, shape: Shape) -> WidthEffects:
     """The model whose effects have the mean zero in every group."""
     means = np.nanmean(effects, 1)
     mean, effects = mean + float(means.sum()), effects - means[:, None]
     error = target - mean - _sum_effects(effects, indices)
-    return WidthEffects(mean, effects, float(1 - np.square(error).mean() / target.var()))
+    return WidthEffects(mean, effects, float(1 - np.square(error).mean() / target.var()), shape)
 
 
 def _sum_effects(effects: Floats, indices: npt.NDArray[np.int64]) -> Floats:

@@ -15,7 +15,7 @@ from bcnet.data.interfaces import EvalSource
 from bcnet.distributed import agree, process_rank, world_size
 from bcnet.errors import UserError, first_line
 from bcnet.progress import ProgressBar, notice
-from bcnet.scoring.additive import WidthEffects
+from bcnet.scoring.additive import Shape, WidthEffects
 from bcnet.scoring.cache import ScoreCache
 from bcnet.scoring.evaluate import Evaluation, evaluate, log_probabilities, refuse_not_finite
 from bcnet.scoring.metrics import METRICS, Metric
@@ -46,7 +46,7 @@ class Scorer:
         whole_layers: compute every layer at full width for all its uses: faster for a large part of a space.
         sample: evaluate these alone, and score any width vector by an additive model of theirs; empty: evaluate what is asked for.
         batch_statistics: score with the BN statistics of every batch of validation images, not with calibrated ones.
-        concave: whether the effects of that model are non-decreasing and concave, see `bcnet.scoring.additive`.
+        shape: what the effects of that model keep to, see `bcnet.scoring.additive`; unset: nothing.
         cache: where evaluations are kept.
 
     Attributes:
@@ -66,13 +66,13 @@ class Scorer:
         whole_layers: bool = False,
         sample: Sequence[Widths] = (),
         batch_statistics: bool = False,
-        concave: bool = True,
+        shape: Shape | None = "smooth",
         cache: ScoreCache | None = None,
     ) -> None:
         self.supernet, self.calibration, self.validation = supernet, calibration, validation
         self.sides, self.metric, self.half, self.cache = tuple(sides), metric, half, cache
         self.memory_gib, self.whole_layers, self.sample = memory_gib, whole_layers, list(sample)
-        self.batch_statistics, self.concave = batch_statistics, concave
+        self.batch_statistics, self.shape = batch_statistics, shape
         self.metrics = METRICS | {metric.name: metric}
         self.anchors: Mapping[Widths, float] = {}
         self.evaluations: dict[str, dict[str, Evaluation]] = {} if cache is None else cache.evaluations
@@ -107,11 +107,12 @@ class Scorer:
     def effects(self, *, metric: str | None = None, sides: Sequence[Side] | None = None) -> WidthEffects:
         """The additive model of the sample's scores, corrected by the anchors unless another metric is asked for."""
         values = [self._value(widths, metric, sides) for widths in self.sample]
-        effects = WidthEffects.fit(self.sample, values, self.supernet.space.groups if self.concave else None)
+        groups = self.supernet.space.groups
+        effects = WidthEffects.fit(self.sample, values, groups, self.shape) if self.shape else WidthEffects.fit(self.sample, values)
         if effects is None:
             raise UserError(f"no additive model can be fitted to {len(values)} scores from {min(values)} to {max(values)}")
         if self.anchors and metric is None:
-            return effects.corrected(list(self.anchors), list(self.anchors.values()), self.supernet.space.groups)
+            return effects.corrected(list(self.anchors), list(self.anchors.values()), groups)
         return effects
 
     def _value(self, widths: Widths, metric: str | None, sides: Sequence[Side] | None) -> float:

@@ -52,7 +52,8 @@ def search_by_training(
     """Train some width vectors for a short time, each where most is expected of it after those before.
 
     Until there are `LEAST_ANCHORS`, the scores are varied at random, group by group; then they are corrected by a bootstrap sample of
-    what was trained, and by all of it for the last one. The same arguments give the same answer, so a killed search is given again.
+    what was trained, and by all of it for the last one; where that proposes nothing new, it is varied, too. The same arguments give the
+    same answer, so a killed search is given again.
 
     Args:
         effects: the additive model of the scores.
@@ -81,6 +82,7 @@ def search_by_training(
         else:
             is_last = len(done) == count - 1 and not repeats
             proposed_by, model = "corrected", corrected(effects, groups, list(done.values()), None if is_last else rng)
+            model = vary(model, rng, VARIATION * repeats / MOST_REPEATS) if repeats else model
         repeats = 0 if tell(proposed_by, best_of(model)) else repeats + 1
     return list(done.values())
 

@@ -98,7 +98,7 @@ def trained_alone(config: Config, passes: float, folder: Path) -> dict[str, Scor
     """
     experiment = Experiment(config)
     space, seed = experiment.space, config.seed
-    count = min(space.size, max(ALONE_PER_GROUP * len(space.groups), least_sample(space.groups, concave=True)))
+    count = min(space.size, max(ALONE_PER_GROUP * len(space.groups), least_sample(space.groups)))
     sample = balanced_sample(space, count, derive_seed(seed, STREAM_SAMPLE))
     epochs = passes / len(sample)
     recipe = config.retrain.model_copy(update={"epochs": epochs})

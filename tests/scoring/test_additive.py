@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+from scipy.optimize import lsq_linear, minimize
 
 from bcnet.commands.score import search_widths
 from bcnet.errors import UserError
@@ -47,7 +47,7 @@ def test_concave_effects_of_a_truth_that_is_concave_are_that_truth():
     worth = [np.sqrt(np.log(group.counts)) for group in space.groups]
     sample = balanced_sample(space, 20, seed=0)
     values = [sum(own[k - 1] for own, k in zip(worth, widths, strict=True)) for widths in sample]
-    model = WidthEffects.fit(sample, values, space.groups)
+    model = WidthEffects.fit(sample, values, space.groups, "concave")
     assert model.explained == pytest.approx(1, abs=1e-6)
     wanted = list(space.enumerate())
     truth = np.array([sum(own[k - 1] for own, k in zip(worth, widths, strict=True)) for widths in wanted])
@@ -61,7 +61,7 @@ def test_concave_effects_are_the_nearest_that_rise_and_bend_down():
     rng = np.random.default_rng(0)
     sample = balanced_sample(space, 60, seed=1)
     values = rng.normal(size=60)
-    model = WidthEffects.fit(sample, values, space.groups)
+    model = WidthEffects.fit(sample, values, space.groups, "concave")
     for group, effects in zip(space.groups, model.effects, strict=True):
         own = effects[group.smallest - 1 : group.bins]
         slopes = np.diff(own) / np.diff(np.log(group.choices))
@@ -81,6 +81,49 @@ def test_concave_effects_are_the_nearest_that_rise_and_bend_down():
     best = minimize(lambda flat: np.square(values - predicted(flat)).sum(), np.zeros(ends[-1]), method="SLSQP",
                     constraints={"type": "ineq", "fun": bends}, options={"maxiter": 500, "ftol": 1e-12})  # fmt: skip
     assert np.square(values - model.predict(sample)).sum() == pytest.approx(best.fun, rel=1e-5)
+
+
+def test_smooth_effects_of_a_smooth_truth_are_that_truth():
+    """With two unknowns per group, whatever the number of choices; what rises and bends down more slowly still is met nearly."""
+    space = grown_space()
+    wanted = list(space.enumerate())
+    for power, count, miss in ((-1, 8, 1e-9), (0, 8, 1e-9), (-0.5, 40, 0.1)):
+        sample = balanced_sample(space, count, seed=0)
+
+        def worth(widths, power=power):
+            logs = np.log(space.channels(widths))
+            return (1, 2, 3) @ (logs if power == 0 else -np.exp(power * logs))
+
+        values, truth = [worth(widths) for widths in sample], np.array([worth(widths) for widths in wanted])
+        model = WidthEffects.fit(sample, values, space.groups)
+        assert np.abs(model.predict(wanted) - truth).max() < miss * truth.std()
+        again = model.corrected(wanted, 7 + 5 * truth, space.groups)
+        assert again.shape == model.shape
+        assert np.corrcoef(again.predict(wanted), truth)[0, 1] > 0.999
+
+
+def test_smooth_effects_are_the_nearest_that_logarithms_and_reciprocals_make():
+    """Against SciPy's bounded least squares, on noise; they rise and bend down."""
+    space = grown_space()
+    sample = balanced_sample(space, 60, seed=1)
+    values = np.random.default_rng(0).normal(size=60)
+    model = WidthEffects.fit(sample, values, space.groups)
+    channels = np.array([space.channels(widths) for widths in sample], float)
+    columns = np.column_stack([np.ones(60), np.log(channels), -1 / channels])
+    best = lsq_linear(columns, values, ([-np.inf] + 6 * [0], np.inf), tol=1e-14)
+    assert np.square(values - model.predict(sample)).sum() == pytest.approx(2 * best.cost, rel=1e-6)
+    for group, effects in zip(space.groups, model.effects, strict=True):
+        slopes = np.diff(effects[group.smallest - 1 : group.bins]) / np.diff(np.log(group.choices))
+        assert (slopes > -1e-9).all() and (np.diff(slopes) < 1e-9).all()
+
+
+def test_a_group_of_one_choice_is_worth_nothing():
+    space = Space((Group("whole", (8,), smallest=1), Group("free", (4, 8, 16), smallest=1)))
+    widths = list(space.enumerate())
+    for shape in ("smooth", "concave"):
+        model = WidthEffects.fit(np.repeat(widths, 2, axis=0), [1, 1, 2, 2, 3, 3], space.groups, shape)
+        np.testing.assert_allclose(model.predict(widths), [1, 2, 3])
+        assert model.effects[0, 0] == 0
 
 
 def test_a_few_true_values_correct_what_a_model_says_as_far_as_they_tell():
@@ -142,24 +185,24 @@ def test_a_sample_as_large_as_the_space_is_the_space(run):
     assert balanced_sample(run.space, 1024, seed=0) == balanced_sample(run.space, 5000, seed=1) == list(run.space.enumerate())
 
 
-@pytest.mark.parametrize("effects", ["concave", "free"])
+@pytest.mark.parametrize("effects", ["smooth", "concave", "free"])
 def test_additive_scores_are_the_model_of_the_samples_scores(run, effects):
-    groups = run.space.groups if effects == "concave" else None
+    rules = (run.space.groups, effects) if effects != "free" else ()
     chosen = Run.open(run.folder, ["score.additive=120", f"score.effects={effects}"])
     scorer = chosen.scorer
     wanted = list(run.space.enumerate())
     found = scorer.score_many(wanted)
     assert set(scorer.evaluations) == {run.space.encode(widths) for widths in scorer.sample}  # and nothing else was evaluated
     exact = run.scorer.score_many(scorer.sample)
-    model = WidthEffects.fit(scorer.sample, [exact[widths] for widths in scorer.sample], groups)
+    model = WidthEffects.fit(scorer.sample, [exact[widths] for widths in scorer.sample], *rules)
     np.testing.assert_allclose([found[widths] for widths in wanted], model.predict(wanted))
     accuracies = run.scorer.read(scorer.sample, metric="accuracy", sides=["left"])
     predicted = scorer.read(wanted, metric="accuracy", sides=["left"])
-    np.testing.assert_allclose(predicted, WidthEffects.fit(scorer.sample, accuracies, groups).predict(wanted))
+    np.testing.assert_allclose(predicted, WidthEffects.fit(scorer.sample, accuracies, *rules).predict(wanted))
 
 
 def test_a_sample_too_small_for_its_unknowns_is_refused(run):
-    for effects, least in (("free", 40), ("concave", 10)):
+    for effects, least in (("free", 40), ("concave", 10), ("smooth", 10)):
         with pytest.raises(
             UserError, match=rf"score\.additive is {least - 1}: 5 groups of 4 widths each need at least {least} scored ones"
         ):

@@ -172,8 +172,8 @@ def test_a_run_finds_the_best_of_what_it_trained_and_goes_on_where_it_was(traine
 @pytest.mark.parametrize(
     ("settings", "budgets", "words"),
     [
-        (["score.additive=null"], ["flops=0.5"], "they want score.additive=N and score.effects=concave"),
-        (["score.effects=free"], ["flops=0.5"], "they want score.additive=N and score.effects=concave"),
+        (["score.additive=null"], ["flops=0.5"], "they want score.additive=N and score.effects=smooth"),
+        (["score.effects=free"], ["flops=0.5"], "they want score.additive=N and score.effects=smooth"),
         ([], [], "want a budget"),
         (["search.algorithm=greedy"], ["flops=0.5", "flops=0.3"], "budgets that hold together"),
     ],
