@@ -38,10 +38,10 @@ from bcnet.dense.costs import count_network
 from bcnet.dense.draw import draw_networks
 from bcnet.dense.experiment import DenseExperiment
 from bcnet.dense.run import DenseRun
-from bcnet.dense.supernet import fast_depthwise
 from bcnet.errors import Interrupted, UserError
 from bcnet.files import write_json, write_text
 from bcnet.formatting import human
+from bcnet.kernels.depthwise import fast_depthwise
 from bcnet.machine import environment, tune_malloc
 from bcnet.models.net_config import BlockSpec, NetConfig
 from bcnet.report.dense_page import collapse_sentence, write_dense_page

@@ -16,7 +16,7 @@ from bcnet.dense.costs import GridCosts, count_grid
 from bcnet.dense.grid import Grid
 from bcnet.dense.latency import read_latency
 from bcnet.dense.search import Search
-from bcnet.dense.supernet import SuperNetwork, fast_depthwise
+from bcnet.dense.supernet import SuperNetwork
 from bcnet.errors import UserError
 from bcnet.experiment import Resources
 from bcnet.models.factory import build_model
@@ -144,16 +144,15 @@ class DenseExperiment(Resources):
         """
         recipe, data = self.config.retrain, self.data
         network = build_model(MODEL, len(data.classes), seed=derive_seed(seed, STREAM_MODEL), args=self.model_args(net))
-        with fast_depthwise(network):
-            (trained,) = train_width(
-                [network],
-                [data.train_batches(part, recipe.batch_size, seed)],
-                recipe,
-                seeds=[seed],
-                input_shape=data.input_shape,
-                device=self.device,
-                half=self.half,
-                checkpoint_seconds=self.config.checkpoint_seconds,
-                **options,
-            )
+        (trained,) = train_width(
+            [network],
+            [data.train_batches(part, recipe.batch_size, seed)],
+            recipe,
+            seeds=[seed],
+            input_shape=data.input_shape,
+            device=self.device,
+            half=self.half,
+            checkpoint_seconds=self.config.checkpoint_seconds,
+            **options,
+        )
         return trained

@@ -19,9 +19,10 @@ from bcnet.dense.paths import Scores, most_probable
 from bcnet.dense.results import EpochRecord
 from bcnet.dense.sampling import keep_mass, sample_operations
 from bcnet.dense.schedule import OperationCounts, Schedule, Step
-from bcnet.dense.supernet import Active, SuperNetwork, fast_depthwise
+from bcnet.dense.supernet import Active, SuperNetwork
 from bcnet.distributed import average_gradients, process_rank, world_size
 from bcnet.errors import UserError
+from bcnet.kernels.depthwise import fast_depthwise
 from bcnet.machine import autocast, seed_dropout
 from bcnet.seeds import STREAM_STEP, derive_seed
 from bcnet.space.cost import Budget

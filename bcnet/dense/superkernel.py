@@ -8,7 +8,6 @@ smaller expansion the first channels of the largest, so every step trains a part
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bcnet.models.densenas import MBConv
 
@@ -28,6 +27,7 @@ class SlicedConv2d(nn.Module):
         self.shape = tuple(like.weight.shape)
         self.stride, self.padding, self.dilation = like.stride, like.padding, like.dilation
         self.in_channels, self.out_channels, self.groups = like.in_channels, like.out_channels, like.groups
+        self.padding_mode = like.padding_mode
         self._source = (source,)  # in a tuple, so that it is no submodule of this one
 
     @property
@@ -40,11 +40,10 @@ class SlicedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``."""
-        return self._conv_forward(x, self.weight, None)
+        out: Tensor = self._conv_forward(x, self.weight, None)
+        return out
 
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: Any = self.padding
-        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+    _conv_forward: Any = nn.Conv2d._conv_forward
 
 
 def share_kernels(operations: nn.ModuleList) -> nn.ModuleDict:

@@ -5,7 +5,6 @@ weight and bias here, so that all operations give outputs of the same scale.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from bcnet.dense.config import SKIP
 from bcnet.dense.grid import Choice, Grid
 from bcnet.dense.superkernel import SlicedConv2d, share_kernels
-from bcnet.kernels.depthwise import depthwise_conv2d
 from bcnet.models.densenas import ChainNetwork, conv_bn, init_weights, make_operation
 
 
@@ -153,24 +151,3 @@ def _mix(operations: Any, numbers: Sequence[int], shares: Tensor | None, x: Tens
     weighted = [share * output for share, output in zip(shares, outputs, strict=True)]
     total: Tensor = sum(weighted[1:], weighted[0])
     return total
-
-
-@contextmanager
-def fast_depthwise(network: nn.Module) -> Iterator[None]:
-    """Train a plain network or super network with the package's own kernel for depthwise convolutions, where it runs."""
-
-    def forward(module: Any) -> Any:
-        def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return depthwise_conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
-
-        return run
-
-    convs: list[Any] = [module for module in network.modules() if type(module) in (nn.Conv2d, SlicedConv2d)]
-    found = [conv for conv in convs if conv.groups == conv.in_channels == conv.out_channels > 1]
-    for module in found:
-        module._conv_forward = forward(module)
-    try:
-        yield
-    finally:
-        for module in found:
-            del module._conv_forward

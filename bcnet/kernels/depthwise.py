@@ -4,10 +4,12 @@ PyTorch takes up to nine times as long, and in bf16 far longer still where the c
 """
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -37,6 +39,27 @@ def depthwise_conv2d(
         if autocast and x.ndim == 4 and max(stride) > 1:
             return subsample(F.conv2d(x, weight, bias, 1, padding, dilation, groups), *stride)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+@contextmanager
+def fast_depthwise(network: nn.Module) -> Iterator[None]:
+    """Let `depthwise_conv2d` compute the depthwise convolutions of a plain network, as long as this lasts."""
+
+    def forward(module: Any) -> Any:
+        def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return depthwise_conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+
+        return run
+
+    plain: list[Any] = [one for one in network.modules() if getattr(type(one), "_conv_forward", None) is nn.Conv2d._conv_forward]
+    found = [one for one in plain if one.groups == one.in_channels == one.out_channels > 1 and one.padding_mode == "zeros"]
+    for module in found:
+        module._conv_forward = forward(module)
+    try:
+        yield
+    finally:
+        for module in found:
+            del module._conv_forward
 
 
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None, stride: _Pair, padding: str | _Pair, dilation: _Pair) -> bool:

@@ -1,6 +1,7 @@
 """Networks of one width: behind ``bcnet retrain``, ``bcnet fit`` and ``bcnet truth build``."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from bcnet.config import RecipeConfig
 from bcnet.data.interfaces import TrainSource
+from bcnet.kernels.depthwise import fast_depthwise
 from bcnet.training.optimizer import ENTRYWISE
 from bcnet.training.stack import NetworkStack, NotStackable, StackedBatches
 from bcnet.training.strategies.base import plain_passes
@@ -65,7 +67,8 @@ def train_width(
             **options,
         )
         trainer.resume()
-        trainer.run()
+        with fast_depthwise(model) if recipe.compile is None else nullcontext():
+            trainer.run()
         trained += trainer.trained.split() if isinstance(trainer.trained, NetworkStack) else [trainer.trained]
     return trained
 

@@ -10,7 +10,8 @@ from bcnet.dense.config import DenseConfig, GridConfig
 from bcnet.dense.costs import count_grid
 from bcnet.dense.grid import Grid
 from bcnet.dense.sampling import sample_operations
-from bcnet.dense.supernet import Active, SuperNetwork, fast_depthwise
+from bcnet.dense.supernet import Active, SuperNetwork
+from bcnet.kernels.depthwise import fast_depthwise
 
 RESNET = {"first": None, "head": ["basic_block"], "stack": ["basic_block"]}
 

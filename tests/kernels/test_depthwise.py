@@ -3,6 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bcnet.config import DataConfig, RecipeConfig
+from bcnet.data.noise import Noise
 from bcnet.kernels import depthwise
 from bcnet.kernels import library as loader
 from bcnet.kernels.depthwise import depthwise_conv2d
@@ -10,6 +12,7 @@ from bcnet.kernels.library import library
 from bcnet.models.channel_bench import MobileNet
 from bcnet.space.trace import trace
 from bcnet.supernet.supernet import Supernet
+from bcnet.training.train_width import train_width
 
 needs_kernels = pytest.mark.skipif(library("depthwise") is None, reason="no C++ compiler here")
 # channels, height, width, kernel, stride, padding: blocks that fill up and that overlap, odd sizes, images smaller than the kernel
@@ -113,6 +116,30 @@ def test_a_convolution_with_a_forward_of_its_own_keeps_it():
     supernet = Supernet(model, trace(model, (3, 8, 8))).to(memory_format=torch.channels_last)
     x = images(2, 3, 8, 8)
     torch.testing.assert_close(supernet(x), model(x))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("seeds", "settings"), [((0,), {}), ((0, 1), {}), ((0,), {"ema_decay": 0.5})], ids=("one", "two", "averaged"))
+def test_a_network_of_one_width_trains_with_it_and_forgets_it(monkeypatch, strides, seeds, settings):
+    """Side by side, too: to the weights that PyTorch's own would give, and the network that is handed back is a plain one."""
+    args = {"shape": [3, 16, 16], "classes": 10, "images": 64}
+    noise = Noise(DataConfig(source="bcnet.data.noise:Noise", args=args), 0, torch.device("cpu"))
+    recipe = RecipeConfig(epochs=1, batch_size=16, lr=0.05, **settings)
+    results = []
+    for way in ("kernel", "PyTorch"):
+        if way == "PyTorch":
+            monkeypatch.setattr(depthwise, "_takes", lambda *args: False)
+        networks = []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            networks.append(MobileNet(10, (16, 40, 40, 40, 16, 48, 24)))
+        batches = [noise.train_batches("train", 16, seed) for seed in seeds]
+        given = {"seeds": seeds, "input_shape": (3, 16, 16), "device": torch.device("cpu")}
+        results.append(train_width(networks, batches, recipe, **given))
+    assert strides == 4 * [1, 2, 1, 1]  # of every step, the last layer first
+    for one, other in zip(*results, strict=True):
+        assert not any("_conv_forward" in vars(module) for module in one.modules())
+        torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
