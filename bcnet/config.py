@@ -313,8 +313,8 @@ class ScoreConfig(Section):
     """Score this many random widths only, and any others by what each group's width is worth in those (an additive model)."""
     effects: Literal["smooth", "concave", "free"] = "smooth"
     """What the additive model may say of a group: ``concave``: its worth never falls with its channels, and each doubling adds no more
-    than the one before; ``smooth``: the same, as ``a log(channels) - b / channels``, two unknowns however many choices there are;
-    ``free``: anything."""
+    than the one before; ``smooth``: the same, and nearly ``a log(channels) - b / channels``, from which it differs only as far as the
+    scores insist; ``free``: anything."""
     statistics: Literal["calibrated", "batch"] = "calibrated"
     """Which BN statistics a subnet is scored with: those of training images, or of every batch of search-validation images."""
     calibration_images: int = Field(1024, gt=0, le=MOST)

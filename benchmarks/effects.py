@@ -1,4 +1,4 @@
-"""What does it help that effects of widths may only rise, and ever more slowly? Additive models of both kinds, against ground truth.
+"""What does it help that effects of widths may only rise, ever more slowly, and smoothly? Additive models against ground truth.
 
     python benchmarks/effects.py CONFIG --truth FILE [NAME=SCORES.json ...] [--sizes 100 300] [--draws 8] [--out FILE.md]
     python benchmarks/effects.py CONFIG NAME=SCORES.json ... --write FOLDER
@@ -6,7 +6,7 @@
 Of each file of scores of a whole space, and of the truth itself (whose predictions are held against the networks that were not drawn),
 so many width vectors are drawn at random, additive models are fitted to them, and what they say of all the others is ranked against
 the truth: Kendall's tau, mean and standard deviation over the draws. Size 0 takes every score once. ``--write`` needs no truth: what
-concave effects of all scores say goes to ``FOLDER/NAME/scores.json``.
+smooth effects of all scores say goes to ``FOLDER/NAME/scores.json``.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from bcnet.errors import UserError
 from bcnet.files import write_json, write_text
 from bcnet.models.cifar import read_resnet20_list
 from bcnet.models.factory import build_model, default_input
-from bcnet.scoring.additive import WidthEffects
+from bcnet.scoring.additive import Shape, WidthEffects
 from bcnet.space.widths import Group
 from bcnet.supernet.proof import trace
 from bcnet.truth.ground_truth import GroundTruth, find_truth, load_ground_truth
 from bcnet.truth.score_files import load_scores
 
-KINDS = ("free", "concave")
+KINDS: tuple[Shape | None, ...] = (None, "concave", "smooth")
 Floats = npt.NDArray[np.float64]
 
 
@@ -62,7 +62,7 @@ def main() -> None:
         known = load_scores(Path(file)).scores
         values = np.array([known[one] for one in truth.names])
         alone = kendalltau(values, accuracy).statistic
-        rows.append([name, "scores as they are", f"{alone:.3f}", ""])
+        rows.append([name, "scores as they are", f"{alone:.3f}", *("" for _ in KINDS[1:])])
         for size in options.sizes:
             rows.append([name, str(size or len(values)), *compare(widths, values, accuracy, groups, size, options.draws)])
     text = table(rows)
@@ -72,17 +72,17 @@ def main() -> None:
 
 
 def write_fitted(files: dict[str, str], groups: Sequence[Group], folder: Path) -> None:
-    """Score files of what concave effects say, by the name of the method."""
+    """Score files of what smooth effects say, by the name of the method."""
     for name, file in files.items():
         known = load_scores(Path(file))
-        widths = np.array([[int(digit) for digit in one] for one in known.scores])
+        widths = np.array([read_resnet20_list(one) if "-" in one else [int(digit) for digit in one] for one in known.scores])
         model = WidthEffects.fit(widths, list(known.scores.values()), groups)
         if model is None:
             raise UserError(f"{file}: too few scores for an additive model")
         fitted = dict(zip(known.scores, model.predict(widths).tolist(), strict=True))
         tau = kendalltau(list(known.scores.values()), list(fitted.values())).statistic
         (folder / name).mkdir(parents=True, exist_ok=True)
-        note = {"fitted": f"concave effects of all scores of {Path(file).parent.name}/{Path(file).name}"}
+        note = {"fitted": f"smooth effects of all scores of {Path(file).parent.name}/{Path(file).name}"}
         write_json(folder / name / "scores.json", {"meta": known.meta | note, "costs": known.costs, "scores": fitted})
         print(f"{name}: tau of the scores before and after {tau:.3f}")
 
@@ -97,7 +97,7 @@ def read_widths(truth: GroundTruth, groups: Sequence[Group]) -> npt.NDArray[np.i
 
 
 def compare(widths: npt.NDArray[np.int64], values: Floats, truth: Floats, groups: Sequence[Group], size: int, draws: int) -> list[str]:
-    """Tau of what the two kinds of models say; the truth's own are held against those that were not drawn, which also gives Pearson's r."""
+    """Tau of what models of all kinds say; the truth's own are held against those that were not drawn, which also gives Pearson's r."""
     cells = []
     for kind in KINDS:
         taus, correlations = [], []
@@ -105,7 +105,7 @@ def compare(widths: npt.NDArray[np.int64], values: Floats, truth: Floats, groups
             order = np.random.default_rng(draw).permutation(len(values))
             drawn, rest = (order[:size], order[size:]) if size else (order, order)
             held = rest if values is truth else order
-            model = WidthEffects.fit(widths[drawn], values[drawn], groups if kind == "concave" else None)
+            model = WidthEffects.fit(widths[drawn], values[drawn], groups if kind else None, kind or "smooth")
             if model is None or np.isnan(predicted := model.predict(widths[held])).any():
                 continue
             taus.append(float(kendalltau(predicted, truth[held]).statistic))
@@ -120,7 +120,8 @@ def compare(widths: npt.NDArray[np.int64], values: Floats, truth: Floats, groups
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = [["fitted to", "width vectors", *KINDS], ["---"] * 4, *rows]
+    heads = ["fitted to", "width vectors", *(kind or "free" for kind in KINDS)]
+    lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

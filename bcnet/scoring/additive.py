@@ -3,7 +3,7 @@
 Most of what a score says beyond such a model is noise of the supernet: the model, fitted to a few hundred scored width vectors,
 ranks a space as well as scoring all of it, or better (``benchmarks/README.md``). Where the channel counts are known, the worth of a
 group never falls with its width, and each doubling adds no more than the one before: what breaks that rule is noise, too. Smooth
-effects say it with two unknowns a group, however many choices there are: ``a log(channels) - b / channels``, neither negative.
+effects are ``a log(channels) - b / channels``, neither negative, and bend more sharply only as far as the scores insist on it.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ Shape = Literal["smooth", "concave"]
 LEAST_PER_UNKNOWN = 2  # width vectors
 LEAST_ANCHORS = 10
 MOST_FOLDS = 5
+STIFFNESS = 0.002  # against a bend of its own at a choice, relative to one width vector, times how many a group may have
 STRENGTHS = tuple(10.0**power for power in np.arange(-4, 2.1, 0.5))  # of a prior, relative to one width vector
 
 
@@ -55,7 +56,7 @@ class WidthEffects:
             widths: width indices ``(N, groups)``.
             values: of these width vectors ``(N,)``, the higher the better.
             groups: of the space; given, effects are non-decreasing and concave in the logarithm of the channels. Unset: they are free.
-            shape: ``smooth``: ``a log(channels) - b / channels``; ``concave``: any such effects.
+            shape: ``smooth``: nearly ``a log(channels) - b / channels``; ``concave``: any such effects.
 
         Returns:
             ``None`` if there are fewer than two width vectors per unknown, or all values are the same.
@@ -98,11 +99,11 @@ class WidthEffects:
 
         def error(strength: float) -> float:
             parts = ((folds != fold, folds == fold) for fold in np.unique(folds))
-            fitted = ((_fit_factors(columns[rest], target[rest], prior, strength), out) for rest, out in parts)
+            fitted = ((_fit_factors(columns[rest], target[rest], curves.stiffness, prior, strength), out) for rest, out in parts)
             return float(sum(np.square(target[out] - mean - columns[out] @ factors).sum() for (mean, factors), out in fitted))
 
         strength = min(STRENGTHS, key=error)
-        mean, factors = _fit_factors(columns, target, prior, strength)
+        mean, factors = _fit_factors(columns, target, curves.stiffness, prior, strength)
         return _centred(mean, curves.effects(factors), indices, target, self.shape)
 
     def predict(self, widths: npt.ArrayLike) -> Floats:
@@ -113,22 +114,29 @@ class WidthEffects:
 class _Curves:
     """What the effects of a group are sums of, with factors that are not negative: curves from 0 at its narrowest choice to 1.
 
-    ``smooth``: the logarithm of the channels, and their reciprocal, which falls. ``concave``: ramps, each linear in the logarithm up to
-    a choice of its own and level from there on.
+    ``concave``: ramps, each linear in the logarithm of the channels up to a choice of its own and level from there on. ``smooth``: before
+    them the logarithm itself and the reciprocal, which falls; the factors of ramps are kept small then (``stiffness``).
     """
 
     def __init__(self, groups: Sequence[Group], shape: Shape) -> None:
         self.groups, self.shape = groups, shape
         self.tables = [self._table(np.array(group.choices, np.float64) / group.choices[0]) for group in groups]
+        self.stiffness: Floats = np.concatenate([self._stiffness(len(group.choices)) for group in groups])
 
     def _table(self, ratios: Floats) -> Floats:
         """The curves at every choice ``(choices, curves)``; ``ratios`` are its channels to those of the narrowest."""
         logs = np.log(ratios)
-        if self.shape == "concave" or len(ratios) < 3:
-            ramps: Floats = np.minimum(logs[:, None], logs[None, 1:]) / logs[1:]
+        ramps: Floats = np.minimum(logs[:, None], logs[None, 1:]) / logs[1:]
+        if not self._is_stiff(len(ratios)):
             return ramps
-        curves: Floats = np.column_stack([logs / logs[-1], (1 - 1 / ratios) / (1 - 1 / ratios[-1])])
-        return curves
+        return np.column_stack([logs / logs[-1], (1 - 1 / ratios) / (1 - 1 / ratios[-1]), ramps])
+
+    def _stiffness(self, choices: int) -> Floats:
+        ramps = choices - 1
+        return np.repeat([0.0, STIFFNESS * ramps], [2, ramps]) if self._is_stiff(choices) else np.zeros(ramps)
+
+    def _is_stiff(self, choices: int) -> bool:
+        return self.shape == "smooth" and choices > 2
 
     def columns(self, indices: npt.NDArray[np.int64]) -> Floats:
         """The values of all curves at width indices ``(N, groups)``."""
@@ -148,7 +156,7 @@ class _Curves:
         parts = []
         for row, group, table in zip(effects, self.groups, self.tables, strict=True):
             own = row[group.smallest - 1 : group.bins]
-            parts.append(_fit_factors(table, own)[1] if table.shape[1] else np.zeros(0))
+            parts.append(_fit_factors(table, own, self._stiffness(len(table)))[1] if table.shape[1] else np.zeros(0))
         factors: Floats = np.concatenate(parts)
         return factors
 
@@ -156,22 +164,33 @@ class _Curves:
 def _fit_curves(indices: npt.NDArray[np.int64], target: Floats, curves: _Curves) -> WidthEffects | None:
     if len(target) < least_sample(curves.groups, curves.shape) or np.ptp(target) == 0:
         return None
-    mean, factors = _fit_factors(curves.columns(indices), target)
+    mean, factors = _fit_factors(curves.columns(indices), target, curves.stiffness)
     return _centred(mean, curves.effects(factors), indices, target, curves.shape)
 
 
-def _fit_factors(columns: Floats, target: Floats, prior: Floats | None = None, strength: float = 0.0) -> tuple[float, Floats]:
-    """The mean and the factors nearest to the values by least squares; those are drawn to a multiple of a prior, which is found, too."""
+def _fit_factors(
+    columns: Floats, target: Floats, stiffness: Floats, prior: Floats | None = None, strength: float = 0.0
+) -> tuple[float, Floats]:
+    """The mean and the factors nearest to the values by least squares.
+
+    Args:
+        columns: of the curves ``(N, curves)``.
+        target: values ``(N,)``.
+        stiffness: what the square of each factor costs ``(curves,)``, relative to a width vector's squared error.
+        prior: factors to a multiple of which, which is found, these are drawn.
+        strength: how much that counts, relative to one width vector.
+    """
     from scipy.optimize import nnls  # not needed for training
 
-    centre = columns.mean(0)
-    system, wanted = columns - centre, target - target.mean()
+    centre, count = columns.mean(0), columns.shape[1]
+    stiff = np.diag(np.sqrt(stiffness * len(target)))[stiffness > 0]
+    system, wanted = np.vstack([columns - centre, stiff]), np.append(target - target.mean(), np.zeros(len(stiff)))
     if prior is not None:
         weight = (strength * len(target)) ** 0.5
-        towards = np.column_stack([np.eye(len(prior)), -prior / max(prior.max(), 1e-300)])
+        towards = np.column_stack([np.eye(count), -prior / max(prior.max(), 1e-300)])
         system = np.vstack([np.column_stack([system, np.zeros(len(system))]), weight * towards])
-        wanted = np.append(wanted, np.zeros(len(prior)))
-    factors: Floats = nnls(system, wanted, maxiter=max(1000, 30 * system.shape[1]))[0][: columns.shape[1]]
+        wanted = np.append(wanted, np.zeros(count))
+    factors: Floats = nnls(system, wanted, maxiter=max(1000, 30 * system.shape[1]))[0][:count]
     return float(target.mean() - centre @ factors), factors
 
 
