@@ -5,13 +5,14 @@
 
 All are ranked on the networks that every file has, once on all of these and once on those that are nowhere of the smallest
 width (there FLOPs says less). ``--released`` names a file ``{"archs": [...], "PREDICTOR": [...], ...}`` of aligned lists; these
-are also read as ``score.additive`` reads ours: by what the width of each group is worth in them. ``--alone`` spends the compute on networks
-trained alone instead: that many of the truth's, drawn nine times, and an additive model (concave effects, of the model of ``--config``)
-of their accuracies, of which the draw of median tau stands there.
+are also read as ``score.additive`` reads ours: by what the width of each group is worth in them (smooth effects with ``--config``, free
+ones without). ``--alone`` spends the compute on networks trained alone instead: that many of the truth's, drawn nine times, and an
+additive model of their accuracies, of which the draw of median tau stands there.
 Prints a Markdown table, and draws ``headline.png`` with ``--out``.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from bcnet.files import read_json
 from bcnet.models.factory import build_model, default_input
 from bcnet.results import Correlations
 from bcnet.scoring.additive import WidthEffects
+from bcnet.space.widths import Group
 from bcnet.supernet.proof import trace
 from bcnet.truth.ground_truth import Floats, GroundTruth, load_ground_truth, width_indices
 from bcnet.truth.ranking import correlate, noise_ceiling
@@ -60,6 +62,7 @@ def named(text: str) -> tuple[str, Path]:
 def compare(options: argparse.Namespace) -> None:
     """Read everything, print the table and draw."""
     given = [(OURS, *one) for one in options.scores] + [(BASELINE, *one) for one in options.baseline]
+    groups = groups_of(options.config) if options.config else None
     predictors = {name: (colour, load_scores(file).scores) for colour, name, file in given}
     if len(predictors) < len(given):
         raise UserError("two score files have the same NAME: give each its own")
@@ -69,7 +72,7 @@ def compare(options: argparse.Namespace) -> None:
         widths = [width_indices(name) for name in names]
         for name, values in tree.items():
             predictors[f"released {name}"] = RELEASED, dict(zip(names, values, strict=True))
-            model = WidthEffects.fit(widths, values)
+            model = WidthEffects.fit(widths, values, groups)
             if model is not None:  # enough of them, and not all alike
                 predicted = model.predict(widths).tolist()
                 predictors[f"released {name}, additive"] = READ_ADDITIVELY, dict(zip(names, predicted, strict=True))
@@ -78,7 +81,7 @@ def compare(options: argparse.Namespace) -> None:
         raise UserError(f"{len(common)} networks are in all of the files: at least 3 are needed")
     truth = load_ground_truth(options.truth)
     for count in options.alone:
-        predictors[f"{count} networks trained alone"] = ALONE, trained_alone(truth, options.config, count)
+        predictors[f"{count} networks trained alone"] = ALONE, trained_alone(truth, groups, count)
     whole = truth.subset(truth.rows(common, "scores"))
     smallest = min(min(width_indices(name)) for name in common)
     wider = whole.subset(np.array([row for row, name in enumerate(whole.names) if min(width_indices(name)) > smallest]))
@@ -90,13 +93,17 @@ def compare(options: argparse.Namespace) -> None:
         draw(options.out / "headline.png", parts, rows)
 
 
-def trained_alone(truth: GroundTruth, config: str | None, count: int) -> dict[str, float]:
-    """What an additive model of some networks' true accuracies says of all, of nine draws the one of median tau."""
-    if config is None:
-        raise UserError("--alone wants --config, the config of the space")
+def groups_of(config: str) -> Sequence[Group]:
+    """The groups of a config's model."""
     settings = load_config(config)
     model, space = settings.model.name, settings.space
-    groups = trace(build_model(model, 10), default_input(model), bins=space.bins, min_bins=space.min_bins, proof=False).groups
+    return trace(build_model(model, 10), default_input(model), bins=space.bins, min_bins=space.min_bins, proof=False).groups
+
+
+def trained_alone(truth: GroundTruth, groups: Sequence[Group] | None, count: int) -> dict[str, float]:
+    """What an additive model of some networks' true accuracies says of all, of nine draws the one of median tau."""
+    if groups is None:
+        raise UserError("--alone wants --config, the config of the space")
     draws = []
     for draw in range(9):
         drawn = np.random.default_rng(draw).permutation(len(truth.names))[:count]
