@@ -105,7 +105,7 @@ def compare(widths: npt.NDArray[np.int64], values: Floats, truth: Floats, groups
             order = np.random.default_rng(draw).permutation(len(values))
             drawn, rest = (order[:size], order[size:]) if size else (order, order)
             held = rest if values is truth else order
-            model = WidthEffects.fit(widths[drawn], values[drawn], groups if kind else None, kind or "smooth")
+            model = WidthEffects.fit(widths[drawn], values[drawn], groups, kind)
             if model is None or np.isnan(predicted := model.predict(widths[held])).any():
                 continue
             taus.append(float(kendalltau(predicted, truth[held]).statistic))

@@ -87,9 +87,10 @@ def draw_training(
     def draw_looks(axes: Axes) -> None:
         for (name, seen), colour in zip((looks or {}).items(), (ORANGE, GREEN, BLUE), strict=True):
             axes.plot(*zip(*seen, strict=True), "o-", color=colour, markersize=4, label=name.removesuffix("_accuracy"))
-        axes.set(xlabel="epoch", title="Accuracy of subnets, held-out images", ylim=(0, 1))
+        axes.set(xlabel="epoch", title="Held-out accuracy of subnets")
+        axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False)
 
     def draw(left: Axes, right: Axes) -> None:
         draw_loss(left)

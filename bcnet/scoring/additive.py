@@ -48,7 +48,7 @@ class WidthEffects:
 
     @classmethod
     def fit(
-        cls, widths: npt.ArrayLike, values: npt.ArrayLike, groups: Sequence[Group] | None = None, shape: Shape = "smooth"
+        cls, widths: npt.ArrayLike, values: npt.ArrayLike, groups: Sequence[Group] | None = None, shape: Shape | None = "smooth"
     ) -> "WidthEffects | None":
         """The model nearest to the values by least squares.
 
@@ -56,13 +56,13 @@ class WidthEffects:
             widths: width indices ``(N, groups)``.
             values: of these width vectors ``(N,)``, the higher the better.
             groups: of the space; given, effects are non-decreasing and concave in the logarithm of the channels. Unset: they are free.
-            shape: ``smooth``: nearly ``a log(channels) - b / channels``; ``concave``: any such effects.
+            shape: ``smooth``: nearly ``a log(channels) - b / channels``; ``concave``: any such effects; unset: free ones.
 
         Returns:
             ``None`` if there are fewer than two width vectors per unknown, or all values are the same.
         """
         indices, target = np.asarray(widths, np.int64), np.asarray(values, np.float64)
-        if groups is not None:
+        if groups is not None and shape is not None:
             return _fit_curves(indices, target, _Curves(groups, shape))
         occurs = [np.unique(column) for column in indices.T]
         if len(target) < LEAST_PER_UNKNOWN * sum(map(len, occurs)) or np.ptp(target) == 0:

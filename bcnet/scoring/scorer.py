@@ -108,7 +108,7 @@ class Scorer:
         """The additive model of the sample's scores, corrected by the anchors unless another metric is asked for."""
         values = [self._value(widths, metric, sides) for widths in self.sample]
         groups = self.supernet.space.groups
-        effects = WidthEffects.fit(self.sample, values, groups, self.shape) if self.shape else WidthEffects.fit(self.sample, values)
+        effects = WidthEffects.fit(self.sample, values, groups, self.shape)
         if effects is None:
             raise UserError(f"no additive model can be fitted to {len(values)} scores from {min(values)} to {max(values)}")
         if self.anchors and metric is None:

@@ -192,7 +192,7 @@ def test_a_sample_as_large_as_the_space_is_the_space(run):
 
 @pytest.mark.parametrize("effects", ["smooth", "concave", "free"])
 def test_additive_scores_are_the_model_of_the_samples_scores(run, effects):
-    rules = (run.space.groups, effects) if effects != "free" else ()
+    rules = run.space.groups, None if effects == "free" else effects
     chosen = Run.open(run.folder, ["score.additive=120", f"score.effects={effects}"])
     scorer = chosen.scorer
     wanted = list(run.space.enumerate())
