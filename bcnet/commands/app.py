@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bcnet.space.widths import Space, Widths
 
 MOST_WIDTHS = 1_000_000
+_SAMPLERS = ("random", "spread")
 
 
 class _Commands(TyperGroup):
@@ -45,9 +46,15 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=5.", show_default=False)
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory made by 'bcnet train'.")]
-WIDTHS_HELP = "One width string, a file with one per line, full, random:N (always the same N), spread:N (from narrow to wide), or all."
+WIDTHS_HELP = (
+    "One width string or its channel counts (8-24-16), a file with one per line, full, random:N (always the same N), "
+    "spread:N (from narrow to wide), or all."
+)
 WidthsOption = Annotated[str, typer.Option("--widths", metavar="W", help=WIDTHS_HELP)]
-OneWidth = Annotated[str, typer.Option("--widths", metavar="W", help="One width string, best (of the last search), full or uniform=0.5.")]
+OneWidth = Annotated[
+    str,
+    typer.Option("--widths", metavar="W", help="One width string or its channel counts, best (of the last search), full or uniform=0.5."),
+]
 TruthOption = Annotated[
     str,
     typer.Option(metavar="FILE", help="Results_MobileNet.json, a CSV of widths and accuracy; or channel_bench_digits, which is built in."),
@@ -137,7 +144,7 @@ def read_widths(text: str, space: "Space") -> "list[Widths]":
 
 
 def read_named_widths(text: str, space: "Space") -> "dict[str, Widths]":
-    """Width vectors by their width strings; lists of the ResNet20 channel-search challenge are called what they were called.
+    """Width vectors by their width strings; lists of channel counts are called what they were called.
 
     Raises:
         UserError: see `_read_widths`.
@@ -148,7 +155,7 @@ def read_named_widths(text: str, space: "Space") -> "dict[str, Widths]":
     if ":" not in text and is_file(path):
         return _read_widths_file(path, space)
     widths = _read_widths(text, space)
-    return {text: widths[0]} if _is_resnet20_list(text, space) else {space.encode(one): one for one in widths}
+    return {text: widths[0]} if _is_list(text, space) else {space.encode(one): one for one in widths}
 
 
 def _read_widths(text: str, space: "Space") -> "list[Widths]":
@@ -158,7 +165,7 @@ def _read_widths(text: str, space: "Space") -> "list[Widths]":
         UserError: no such file, a string that is not of the space, more than the space holds or more than a million.
     """
     sampler, colon, count = text.partition(":")
-    if colon and sampler in ("random", "spread"):
+    if colon and sampler in _SAMPLERS:
         if not (count.isascii() and count.isdigit()):
             raise UserError(f"--widths {text}: {count!r} is not a number of width vectors")
         if not 0 < int(count) <= min(space.size, MOST_WIDTHS):
@@ -198,22 +205,23 @@ def widths_of_run(text: str, run: "Run") -> "Widths":
 
 
 def read_width_string(text: str, space: "Space") -> "Widths":
-    """One width vector: ``full``, a width string or, in the space of the ResNet20 channel-search challenge, one of its lists.
+    """One width vector: ``full``, a width string, or a list of channel counts where it cannot be taken for one.
 
     Raises:
         UserError: it is none of these.
     """
-    from bcnet.models.cifar import read_resnet20_list
+    from bcnet.space.channel_strings import read_channel_string
 
     if text == "full":
         return space.full
-    return read_resnet20_list(text) if _is_resnet20_list(text, space) else space.decode(text)
+    return read_channel_string(text, space) if _is_list(text, space) else space.decode(text)
 
 
-def _is_resnet20_list(text: str, space: "Space") -> bool:
-    from bcnet.models.cifar import RESNET20_CHOICES
+def _is_list(text: str, space: "Space") -> bool:
+    """Whether this is a list of channel counts, and no sampler such as ``random:50``."""
+    from bcnet.space.channel_strings import is_channel_string
 
-    return text.count("-") == len(RESNET20_CHOICES) - 1 and tuple(group.choices for group in space.groups) == RESNET20_CHOICES[:-1]
+    return text.partition(":")[0] not in _SAMPLERS and is_channel_string(text, space)
 
 
 def _read_widths_file(path: Path, space: "Space") -> "dict[str, Widths]":
@@ -227,7 +235,7 @@ def _read_widths_file(path: Path, space: "Space") -> "dict[str, Widths]":
                 one = read_width_string(line, space)
             except UserError as error:
                 raise UserError(f"{path}, line {number}: {error}") from error
-            widths[line if _is_resnet20_list(line, space) else space.encode(one)] = one
+            widths[line if _is_list(line, space) else space.encode(one)] = one
     if not widths:
         raise UserError(f"--widths {path}: the file holds no width strings")
     return widths

@@ -24,7 +24,6 @@ def quickstart(
     settings = load_config("digits/bcnetv2_distilled", overrides or ())
     with runtime(settings.device) as say:
         from bcnet.run import Run
-        from bcnet.truth.compare import check_costs
         from bcnet.truth.ground_truth import CHANNEL_BENCH_DIGITS, find_truth, load_ground_truth
 
         run = Run.create(out, settings, resume=True)
@@ -40,7 +39,7 @@ def quickstart(
             markup=True,
         )
         try:
-            check_costs(load_ground_truth(find_truth(CHANNEL_BENCH_DIGITS)), run.costs)
+            load_ground_truth(find_truth(CHANNEL_BENCH_DIGITS)).in_space(run.costs)
             run.score(list(run.space.enumerate()), out / "scores.json")
             rank_scores(out / "scores.json", CHANNEL_BENCH_DIGITS, out, say)
         except UserError as error:

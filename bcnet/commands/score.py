@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import Overrides, RunFolder, Say, Trust, WidthsOption, app, finish, opened, read_named_widths, read_width_string
+from bcnet.commands.app import Overrides, RunFolder, Say, Trust, WidthsOption, app, finish, opened, read_named_widths
 from bcnet.errors import UserError
 from bcnet.formatting import human
 
@@ -114,7 +114,7 @@ def _take_anchors(run: "Run", file: str | None, say: Say) -> None:
         raise UserError("--anchors correct an additive model: they want score.additive=N and score.effects=smooth")
     truth = load_ground_truth(find_truth(file))
     try:
-        run.scorer.anchors = dict(zip((read_width_string(name, run.space) for name in truth.names), truth.mean.tolist(), strict=True))
+        run.scorer.anchors = dict(zip(truth.widths_in(run.space), truth.mean.tolist(), strict=True))
     except UserError as error:
         raise UserError(f"--anchors {file}: {error}") from error
     say(f"corrected by the true accuracies of {len(run.scorer.anchors):,} networks in {file}")

@@ -93,6 +93,8 @@ def compare(
         from bcnet.report.compare_page import HEADER, compare_rows, write_compare_page
         from bcnet.truth.compare import compare
 
+        own = Experiment(first)
+        ground_truth = ground_truth.in_space(own.costs)
         comparison = compare(methods, ground_truth, seeds, out, say, competitors=[] if competitors == "none" else competitors.split(","))
         table = Table(box=None, pad_edge=False)
         for column in HEADER:
@@ -100,5 +102,5 @@ def compare(
         for row in compare_rows(comparison):
             table.add_row(*row)
         say(table)
-        groups = [group.name for group in Experiment(first).space.groups]
+        groups = [group.name for group in own.space.groups]
         say(f"page: {write_compare_page(out, comparison, ground_truth, groups, file.name)}")

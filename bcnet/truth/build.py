@@ -171,15 +171,15 @@ class _Trainer:
     """What a worker process does: train one width with all seeds.
 
     Args:
-        config_json: the config.
+        config: data, model, space and recipe.
         num_seeds: networks per width.
         threads: of this process.
         folder: where an unfinished training is kept; unset: nowhere.
     """
 
-    def __init__(self, config_json: str, num_seeds: int, threads: int, folder: Path | None) -> None:
+    def __init__(self, config: Config, num_seeds: int, threads: int, folder: Path | None) -> None:
         torch.set_num_threads(threads)
-        self.experiment = Experiment(Config.model_validate_json(config_json))
+        self.experiment = Experiment(config)
         self.test, self.num_seeds, self.folder = self.experiment.test, num_seeds, folder
         self.identity = _identity(self.experiment.config, num_seeds)
 
@@ -204,7 +204,7 @@ def _train_all(
     if not names:
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
-    start = partial(_Trainer, config.model_dump_json(), num_seeds, threads)
+    start = partial(_Trainer, config, num_seeds, threads)
     if ray_address is None:
         with closing(work_off(partial(start, folder), names, workers)) as trained:
             yield from trained

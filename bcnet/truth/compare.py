@@ -13,7 +13,6 @@ from bcnet.experiment import Experiment
 from bcnet.results import Comparison, MethodResult, MethodSeed, PredictorRow, ScoredSeed
 from bcnet.run import Run
 from bcnet.scoring.scorer import Scorer
-from bcnet.space.cost import CostTable
 from bcnet.space.widths import Side
 from bcnet.truth.competitors import COMPETITORS, Scored
 from bcnet.truth.ground_truth import Floats, GroundTruth
@@ -55,7 +54,7 @@ def compare(
     passes = None
     for name, config in configs.items():
         experiment = Experiment(config)
-        check_costs(truth, experiment.costs)
+        truth = truth.in_space(experiment.costs)
         per_step = _passes_per_step(experiment)
         if passes is None:
             passes = per_step * config.train.epochs
@@ -102,29 +101,9 @@ def _passes_per_step(experiment: Experiment, steps: int = 100) -> float:
     return fmean(len(experiment.strategy.passes(step)) for step in range(steps))
 
 
-def check_costs(truth: GroundTruth, costs: CostTable) -> None:
-    """Check that a truth is of a space: every width is one of it and has the FLOPs and params that it has.
-
-    Raises:
-        UserError: naming the first offender and the count.
-    """
-    space = costs.space
-    wrong = []
-    for name, flops, params in zip(truth.names, truth.flops.tolist(), truth.params.tolist(), strict=True):
-        try:
-            widths = space.decode(name)
-        except UserError as error:
-            raise UserError(f"the truth is of another space: {error}") from error
-        own = costs.one(widths, "flops"), costs.one(widths, "params")
-        if own != (flops, params):
-            wrong.append(f"{name!r} has {flops:,} FLOPs and {params:,} params in the truth, {own[0]:,} and {own[1]:,} in the model")
-    if wrong:
-        raise UserError(f"the truth is of another model: {wrong[0]} ({len(wrong)} of {len(truth)} differ)")
-
-
 def _evaluate(run: Run, truth: GroundTruth) -> MethodSeed:
     trainer = run.train()
-    widths = [run.space.decode(name) for name in truth.names]
+    widths = truth.widths_in(run.space)
     by_widths = run.scorer.score_many(widths, f"scoring {run.folder.parent.name}")
     scores = np.array([by_widths[one] for one in widths])
     return MethodSeed(
@@ -144,7 +123,7 @@ def _scored_seed(scored: Scored, truth: GroundTruth) -> ScoredSeed:
 
 def _by_score(scorer: Scorer, truth: GroundTruth) -> dict[str, float]:
     """Kendall tau of all metrics on every side and on their mean, from the same evaluations."""
-    widths = [scorer.supernet.space.decode(name) for name in truth.names]
+    widths = truth.widths_in(scorer.supernet.space)
     choices: dict[str, Sequence[Side]] = {side: [side] for side in scorer.sides} | {"mean": scorer.sides}
     taus = {}
     for metric in scorer.metrics:

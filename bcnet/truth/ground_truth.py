@@ -16,6 +16,9 @@ import numpy.typing as npt
 
 from bcnet.errors import UserError
 from bcnet.files import is_file, read_json, shipped
+from bcnet.space.channel_strings import read_channel_string
+from bcnet.space.cost import CostTable
+from bcnet.space.widths import Space, Widths
 from bcnet.truth.checks import is_accuracy, is_cost, is_number
 from bcnet.truth.other_truths import OtherTruth, read_csv_truth, read_json_truth
 
@@ -93,6 +96,39 @@ class GroundTruth:
             for place, known in enumerate((self.known_flops.tolist(), self.known_params.tolist()))
         )
         return replace(self, known_flops=flops, known_params=params)
+
+    def in_space(self, costs: CostTable) -> "GroundTruth":
+        """The same by the width strings of a space, with the FLOPs and params of its model where they were not known.
+
+        Raises:
+            UserError: widths of another space, or costs that the model does not have; names the first and says how many there are.
+        """
+        widths = self.widths_in(costs.space)
+        own = np.array([[costs.one(one, cost) for cost in ("flops", "params")] for one in widths], np.int64)
+        stated = np.stack((self.known_flops, self.known_params), 1)
+        wrong = np.flatnonzero(((stated != own) & (stated != 0)).any(1))
+        if len(wrong):
+            first, offenders = wrong[0], f"({len(wrong)} of {len(self)} differ)"
+            there, here = (
+                " and ".join(f"{value:,} {cost}" for value, cost in zip(row[first], ("FLOPs", "params"), strict=True) if value)
+                for row in (stated, own)
+            )
+            raise UserError(
+                f"the truth is of another model: {self.names[first]!r} has {there} in the truth, {here} in the model {offenders}"
+            )
+        names, one_index = tuple(map(costs.space.encode, widths)), len(costs.space.groups) == 1
+        return replace(self, names=names, known_flops=own[:, 0], known_params=own[:, 1], one_index=one_index, has_channels=False)
+
+    def widths_in(self, space: Space) -> list[Widths]:
+        """The width vectors of a space that the width strings mean.
+
+        Raises:
+            UserError: one is of another space.
+        """
+        try:
+            return [read_channel_string(name, space) if self.has_channels else space.decode(name) for name in self.names]
+        except UserError as error:
+            raise UserError(f"the truth is of another space: {error}") from error
 
     @cached_property
     def indices(self) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from bcnet.config import load_config
 from bcnet.errors import UserError
@@ -71,6 +72,18 @@ def test_the_file_has_the_benchmarks_form_and_does_not_depend_on_the_workers(con
     assert not list(tmp_path.glob("*.partial"))
     with pytest.raises(UserError, match="is there already"):
         build_truth(config, tmp_path / "1.json", widths, 2)
+
+
+def test_images_may_come_from_a_folder(tmp_path):
+    for part, count in (("train", 6), ("test", 2)):
+        for label, brightness in (("dark", 40), ("light", 200)):
+            (tmp_path / part / label).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), 3 * (brightness + number,)).save(tmp_path / part / label / f"{number}.png")
+    images = ["data.source=imagefolder", f"data.root={tmp_path}", "data.num_val=2", "retrain.batch_size=6"]
+    model = ["model.name=channel_bench/mobilenet", "model.args={channels: [4, 8, 8, 8, 4, 8, 8]}"]
+    build_truth(load_config("digits/truth", [*QUICK, *images, *model]), tmp_path / "truth.json", [(1,) * 7], 2, workers=2)
+    assert load_ground_truth(tmp_path / "truth.json").acc.shape == (1, 2)
 
 
 def test_a_killed_build_goes_on_and_ends_the_same(tmp_path):

@@ -11,7 +11,7 @@ from bcnet.results import Comparison, read_record
 from bcnet.scoring.zero_cost import PROXIES
 from bcnet.space.cost import CostTable
 from bcnet.space.trace import trace
-from bcnet.truth.compare import baselines, check_costs, compare
+from bcnet.truth.compare import baselines, compare
 from bcnet.truth.ground_truth import GroundTruth, load_ground_truth
 
 QUICK = ["train.epochs=2", "score.calibration_images=64", "score.max_images=100"]
@@ -69,6 +69,23 @@ def test_a_competitor_that_does_not_exist_is_refused(tmp_path, truth):
         compare({"bcnetv2": load_config("digits/bcnetv2", QUICK)}, truth, 1, tmp_path / "out", competitors=["magic"])
 
 
+def test_a_truth_of_channel_counts_without_costs_is_compared_by_the_models_own(tmp_path, truth, costs):
+    lines = (
+        f"{'-'.join(map(str, costs.space.channels(costs.space.decode(name))))},{acc}"
+        for name, acc in zip(truth.names, truth.mean, strict=True)
+    )
+    (tmp_path / "truth.csv").write_text("widths,accuracy\n" + "\n".join(lines))
+    plain = load_ground_truth(tmp_path / "truth.csv")
+    assert plain.unknown("flops") == len(plain)
+    known = plain.in_space(costs)
+    assert (known.names, known.flops.tolist(), known.params.tolist()) == (truth.names, truth.flops.tolist(), truth.params.tolist())
+    means = GroundTruth(truth.names, truth.mean[:, None], truth.flops, truth.params, {})
+    config = {"uniform": load_config("digits/uniform", QUICK)}
+    found, again = (compare(config, one, 1, tmp_path / "out", competitors=()) for one in (plain, means))
+    assert found == again
+    assert found.methods["uniform"].per_seed[0].kendall > 0
+
+
 def test_the_command_prints_a_table_and_a_page(tmp_path, truth, capsys):
     arguments = ["compare", "digits/bcnetv2", "digits/uniform", "--truth", str(tmp_path / "truth.json"), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as caught:
@@ -91,11 +108,11 @@ def test_ridge_regression_on_a_few_truths_ranks_an_additive_truth(costs):
 
 
 def test_a_truth_of_another_model_is_refused(truth, costs):
-    check_costs(truth, costs)
+    assert truth.in_space(costs).names == truth.names
     flops = truth.flops.copy()
     flops[3] += 1
     wrong = GroundTruth(truth.names, truth.acc, flops, truth.params, {})
     with pytest.raises(UserError, match=rf"{truth.names[3]}.*\(1 of {len(truth)} differ\)"):
-        check_costs(wrong, costs)
+        wrong.in_space(costs)
     with pytest.raises(UserError, match="another space"):
-        check_costs(GroundTruth(("123",), truth.acc[:1], flops[:1], truth.params[:1], {}), costs)
+        GroundTruth(("123",), truth.acc[:1], flops[:1], truth.params[:1], {}).in_space(costs)
