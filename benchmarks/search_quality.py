@@ -31,7 +31,6 @@ from bcnet.search.random import RandomSearch
 from bcnet.space.cost import CostTable, parse_budgets
 from bcnet.space.trace import trace
 from bcnet.space.widths import Widths
-from bcnet.truth.compare import check_costs
 from bcnet.truth.ground_truth import find_truth, load_ground_truth
 from bcnet.truth.ranking import DEFAULT_BUDGETS
 from bcnet.truth.score_files import load_scores
@@ -107,9 +106,8 @@ def main() -> None:
 def from_run(options: argparse.Namespace) -> Known:
     """All networks of the truth, scored by a trained supernet."""
     run = Run.open(options.source, options.overrides)
-    truth = load_ground_truth(find_truth(options.truth))
-    check_costs(truth, run.costs)
-    widths = [run.space.decode(name) for name in truth.names]
+    truth = load_ground_truth(find_truth(options.truth)).in_space(run.costs)
+    widths = truth.widths_in(run.space)
     records = run.trained.records
     accuracy = dict(zip(widths, truth.mean.tolist(), strict=True))
     return Known(run.costs, run.scorer.score_many(widths, "scoring"), accuracy, records.sorted() if records else [])
@@ -123,9 +121,8 @@ def from_scores(path: Path, truth_name: str | None) -> Known:
     scores = {costs.space.decode(name): score for name, score in file.scores.items()}
     accuracy = {}
     if truth_name:
-        truth = load_ground_truth(find_truth(truth_name))
-        check_costs(truth, costs)
-        accuracy = {costs.space.decode(name): value for name, value in zip(truth.names, truth.mean.tolist(), strict=True)}
+        truth = load_ground_truth(find_truth(truth_name)).in_space(costs)
+        accuracy = dict(zip(truth.widths_in(costs.space), truth.mean.tolist(), strict=True))
     return Known(costs, scores, accuracy, [])
 
 

@@ -318,21 +318,31 @@ def _draw_effects(path: Path, effects: dict[str, npt.NDArray[np.float64]], colum
     _save(figure, path)
 
 
-def draw_truth(
-    path: Path, accuracy: npt.NDArray[np.float64], flops: npt.NDArray[np.int64], params: npt.NDArray[np.int64], ceiling: Sequence[float]
-) -> None:
-    """Histograms of accuracy, FLOPs and params, accuracy against FLOPs, noise ceiling against the number of seeds."""
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6))
-    costs = [(name, values / _unit(values.max())[0], _unit(values.max())[1]) for name, values in (("FLOPs", flops), ("params", params))]
-    panels = [("accuracy [%]", accuracy), *((f"{name} [{unit}]", values) for name, values, unit in costs)]
-    for axis, (label, values) in zip(axes[0], panels, strict=True):
+def draw_truth(path: Path, accuracy: npt.NDArray[np.float64], costs: Mapping[str, npt.NDArray[np.int64]], ceiling: Sequence[float]) -> None:
+    """Histogram of accuracy above the noise ceiling against the number of seeds, then one of each cost above accuracy against it.
+
+    Args:
+        path: of the picture.
+        accuracy: in per cent, ``(N,)``.
+        costs: name -> values, ``(N,)``.
+        ceiling: Kendall tau for 1, 2, ... seeds; empty where there is one seed only.
+    """
+    height, width = (2 if costs or ceiling else 1), 1 + len(costs)
+    figure, axes = plt.subplots(height, width, figsize=(3.7 * width, 3 * height), squeeze=False)
+    above, below = axes[0], axes[-1]
+    units = [(name, *_unit(values.max()), values) for name, values in costs.items()]
+    panels = [("accuracy [%]", accuracy), *((f"{name} [{unit}]", values / scale) for name, scale, unit, values in units)]
+    for axis, (label, values) in zip(above, panels, strict=True):
         axis.hist(values, bins=50, color=BLUE)
         axis.set(xlabel=label, ylabel="networks")
-    for axis, (label, values) in zip(axes[1], panels[1:], strict=False):
+    for axis, (label, values) in zip(below[1:], panels[1:], strict=True):
         axis.scatter(values, accuracy, s=4, alpha=0.5, color=BLUE)
         axis.set(xlabel=label, ylabel="accuracy [%]")
-    axes[1][2].plot(range(1, len(ceiling) + 1), ceiling, "o-", color=ORANGE)
-    axes[1][2].set(xlabel="seeds", ylabel="Kendall tau-b", title="Noise ceiling")
+    if ceiling:
+        below[0].plot(range(1, len(ceiling) + 1), ceiling, "o-", color=ORANGE)
+        below[0].set(xlabel="seeds", ylabel="Kendall tau-b", title="Noise ceiling")
+    elif costs:
+        below[0].set_axis_off()
     _save(figure, path)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from bcnet.formatting import human
 from bcnet.report import plots
@@ -10,6 +11,9 @@ from bcnet.report.page import Page, picture, table, text
 from bcnet.results import Record, Regret
 from bcnet.truth.ground_truth import GroundTruth
 from bcnet.truth.ranking import noise_ceiling, regret
+
+_SHOWN = {"flops": "FLOPs", "params": "params"}
+_NO_FLOPS = "The file does not say what its networks cost, so none is the best under a budget."
 
 
 class TruthSummary(Record):
@@ -21,10 +25,10 @@ class TruthSummary(Record):
     """Trainings per width."""
     accuracy: tuple[float, float, float]
     """Lowest, median and highest mean accuracy in per cent."""
-    flops: tuple[int, int]
-    """Lowest and highest."""
-    params: tuple[int, int]
-    """Lowest and highest."""
+    costs: dict[str, tuple[int, int]]
+    """Lowest and highest FLOPs and params, where the file knows them."""
+    most_accurate: str
+    """The network of the highest."""
     seed_noise: float | None
     """Standard deviation of one seed, in points; ``None`` with one seed."""
     noise_ceiling: list[float]
@@ -36,27 +40,43 @@ class TruthSummary(Record):
 def describe_truth(truth: GroundTruth) -> TruthSummary:
     """Ranges, spread, ceiling for 1..S seeds, best under 25, 50, 75 and 100 % of the largest FLOPs."""
     num_seeds = truth.acc.shape[1]
-    floor = truth.flops.min() / truth.flops.max()
     ceilings = [noise_ceiling(truth.acc, seeds) for seeds in range(1, num_seeds + 1)]
     return TruthSummary(
         num_networks=len(truth),
         num_seeds=num_seeds,
         accuracy=(float(truth.mean.min()), float(np.median(truth.mean)), float(truth.mean.max())),
-        flops=(int(truth.flops.min()), int(truth.flops.max())),
-        params=(int(truth.params.min()), int(truth.params.max())),
+        most_accurate=truth.names[int(truth.mean.argmax())],
+        costs={cost: (int(values.min()), int(values.max())) for cost, values in _costs(truth).items()},
         seed_noise=float(np.sqrt(truth.acc.var(1, ddof=1).mean())) if num_seeds > 1 else None,
         noise_ceiling=[ceiling for ceiling in ceilings if ceiling is not None],
-        best=[regret(truth.mean, truth, f"flops={share}") for share in (0.25, 0.5, 0.75, 1.0) if share >= floor],
+        best=_best(truth),
     )
+
+
+def _costs(truth: GroundTruth) -> dict[str, npt.NDArray[np.int64]]:
+    return {cost: truth.cost(cost) for cost in ("flops", "params") if not truth.unknown(cost)}
+
+
+def _best(truth: GroundTruth) -> list[Regret]:
+    if truth.unknown("flops"):
+        return []
+    floor = truth.flops.min() / truth.flops.max()
+    return [regret(truth.mean, truth, f"flops={share}") for share in (0.25, 0.5, 0.75, 1.0) if share >= floor]
 
 
 def write_truth_page(folder: Path, truth: GroundTruth, summary: TruthSummary, name: str) -> Path:
     """Draw ``truth.png`` and write ``truth.html``; returns the page's path."""
-    plots.draw_truth(folder / "truth.png", truth.mean, truth.flops, truth.params, summary.noise_ceiling)
-    page = Page(f"bcnet: {name}", f"{len(truth):,} networks, {summary.num_seeds} seeds each. FLOPs are multiply-adds of one image.")
-    page.section("Picture", picture(folder / "truth.png", "histograms of accuracy, FLOPs and params; accuracy against FLOPs"))
+    costs = {_SHOWN[cost]: values for cost, values in _costs(truth).items()}
+    plots.draw_truth(folder / "truth.png", truth.mean, costs, summary.noise_ceiling)
+    about = f"{len(truth):,} networks, {_seeds(summary)}."
+    page = Page(f"bcnet: {name}", f"{about} FLOPs are multiply-adds of one image." if "FLOPs" in costs else about)
+    of = "".join(f", of {cost}, and accuracy against them" for cost in costs)
+    page.section("Picture", picture(folder / "truth.png", f"histogram of accuracy{of}"))
     rows = [(row.budget, row.best, row.best_accuracy) for row in summary.best]
-    page.section("Best under a budget", table(("budget", "widths", "mean accuracy [%]"), rows))
+    if rows:
+        page.section("Best under a budget", table(("budget", "widths", "mean accuracy [%]"), rows))
+    else:
+        page.section("Best", text(f"{summary.most_accurate}, {summary.accuracy[-1]:.2f} %. {_NO_FLOPS}"))
     ceilings = [(str(n), tau) for n, tau in enumerate(summary.noise_ceiling, start=1)]
     if ceilings:
         words = f"Standard deviation of one seed: {summary.seed_noise:.2f} points. A perfect predictor would reach, against the mean of"
@@ -70,13 +90,18 @@ def truth_lines(summary: TruthSummary) -> list[str]:
     """The summary for a terminal."""
     low, median, high = summary.accuracy
     lines = [
-        f"{summary.num_networks:,} networks, {summary.num_seeds} seeds each",
+        f"{summary.num_networks:,} networks, {_seeds(summary)}",
         f"accuracy {low:.2f} to {high:.2f} %, median {median:.2f} %",
-        f"flops {human(summary.flops[0])} to {human(summary.flops[1])}",
-        f"params {human(summary.params[0])} to {human(summary.params[1])}",
+        *(f"{cost} {human(lowest)} to {human(highest)}" for cost, (lowest, highest) in summary.costs.items()),
     ]
     if summary.seed_noise is not None:
         ceilings = ", ".join(f"{tau:.3f}" for tau in summary.noise_ceiling)
         lines.append(f"seed noise {summary.seed_noise:.2f} points; noise ceiling (tau) with 1 to {summary.num_seeds} seeds: {ceilings}")
+    if not summary.best:
+        lines += [f"best: {summary.most_accurate}", _NO_FLOPS]
     lines += [f"best under {row.budget}: {row.best}, {row.best_accuracy:.2f} %" for row in summary.best]
     return lines
+
+
+def _seeds(summary: TruthSummary) -> str:
+    return "one training each" if summary.num_seeds == 1 else f"{summary.num_seeds} seeds each"

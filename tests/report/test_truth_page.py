@@ -16,7 +16,8 @@ def test_a_truth_is_described_and_drawn(tmp_path, seeds):
     (tmp_path / "truth.json").write_text(json.dumps(tree))
     truth = load_ground_truth(tmp_path / "truth.json")
     summary = describe_truth(truth)
-    assert summary.flops == (100, 1600)
+    assert summary.costs == {"flops": (100, 1600), "params": (11, 44)}
+    assert summary.most_accurate == "44"
     assert summary.best[-1].best == "44"
     assert len(summary.noise_ceiling) == (seeds if seeds > 1 else 0)
     assert sorted(summary.noise_ceiling) == summary.noise_ceiling
