@@ -24,6 +24,7 @@ from bcnet.errors import UserError, first_line
 from bcnet.experiment import Experiment
 from bcnet.files import read_bytes, write_text
 from bcnet.locks import locked
+from bcnet.machine import tune_malloc
 from bcnet.processes import work_off
 from bcnet.progress import ProgressBar
 from bcnet.scoring.evaluate import evaluate
@@ -178,6 +179,7 @@ class _Trainer:
     """
 
     def __init__(self, config: Config, num_seeds: int, threads: int, folder: Path | None) -> None:
+        tune_malloc()  # a process that is started anew has inherited nothing
         torch.set_num_threads(threads)
         self.experiment = Experiment(config)
         self.test, self.num_seeds, self.folder = self.experiment.test, num_seeds, folder
