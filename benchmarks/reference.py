@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bcnet.models.shortcut import IdentityOr
 from bcnet.space.widths import Layer, Segment, Space, Widths
 from bcnet.supernet.supernet import Supernet
 
@@ -34,6 +35,10 @@ class Reference(nn.Module):
             parameters = {name: p.detach().clone().contiguous() for name, p in wide._parameters.items() if p is not None}
             parent, _, name = layer.name.rpartition(".")
             setattr(self.net.get_submodule(parent), name, _Sliced(self.net.get_submodule(layer.name), layer, parameters))
+        for module in list(self.net.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, IdentityOr):
+                    setattr(module, name, _Shortcut(child.body, child.stride))
         self.sliced = [module for module in self.net.modules() if isinstance(module, _Sliced)]
 
     def select(self, widths: Widths, side: str) -> None:
@@ -78,6 +83,20 @@ class Reference(nn.Module):
             self.train()
             result.append(loss / count)
         return result
+
+
+class _Shortcut(nn.Module):
+    """The identity where the active widths of both ends agree, else the projection."""
+
+    def __init__(self, body: nn.Module, stride: int) -> None:
+        super().__init__()
+        self.body, self.stride = body, stride
+        (self.convolution,) = [(one,) for one in body.modules() if isinstance(one, _Sliced) and isinstance(one.plain[0], nn.Conv2d)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        into, out = self.convolution[0].inputs, self.convolution[0].outputs
+        is_identity = self.stride == 1 and into.stop - into.start == out.stop - out.start
+        return x if is_identity else self.body(x)  # type: ignore[no-any-return]
 
 
 class _Sliced(nn.Module):

@@ -1,6 +1,7 @@
 """Time the scoring of many width vectors against scoring each by itself, on the same images, in one process.
 
-    python benchmarks/score.py [--model mobilenet|resnet] [--run RUN] [--widths 256|all] [--images 512] [--quick] [--scaling] [--out FOLDER]
+    python benchmarks/score.py [--model mobilenet|resnet|resnet20] [--run RUN] [--widths 256|all] [--images 512] [--quick]
+                               [--scaling] [--out FOLDER]
 
 Both sides of every candidate are calibrated on ``--images`` images and evaluated on as many. Three ways: the plain reference
 (``reference.py``, float32), the supernet one by one, and the walk that shares what candidates have in common. The scores
@@ -34,7 +35,7 @@ from bcnet.run import Run
 from bcnet.scoring.metrics import METRICS
 from bcnet.scoring.scorer import Scorer
 from bcnet.space.trace import trace
-from bcnet.space.widths import Widths
+from bcnet.space.widths import Space, Widths
 from bcnet.supernet.supernet import Supernet
 
 NO_MEMORY = 1e-9  # GiB for what candidates share: too little for anything, so that each is scored alone
@@ -132,8 +133,7 @@ def main() -> None:
     if options.scaling:
         draw_scaling((options.out or Path()) / f"score_{options.model}_scaling.png", bench)
         return
-    everything = list(bench.space.enumerate())
-    block = everything if options.widths == "all" else everything[len(everything) // 2 :][: int(options.widths)]
+    block = list(bench.space.enumerate()) if options.widths == "all" else block_of(bench.space, int(options.widths))
     rng = np.random.default_rng(0)
     generation = sorted({bench.space.sample(rng) for _ in range(10 if options.quick else 40)})
     images = [len(bench.calibration), len(bench.validation)]
@@ -146,6 +146,20 @@ def main() -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"score_{options.model}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def block_of(space: Space, count: int) -> list[Widths]:
+    """So many width vectors in lexicographic order, from the middle of the space on."""
+    middle = space.size // 2
+    return [_at(space, number) for number in range(middle, min(space.size, middle + count))]
+
+
+def _at(space: Space, number: int) -> Widths:
+    widths = []
+    for group in reversed(space.groups):
+        number, digit = divmod(number, len(group.indices))
+        widths.append(group.indices[digit])
+    return tuple(reversed(widths))
 
 
 def measure(bench: Bench, wanted: list[Widths], few: list[Widths], whole_layers: bool, *, is_trained: bool) -> dict[str, Any]:
@@ -165,7 +179,7 @@ def measure(bench: Bench, wanted: list[Widths], few: list[Widths], whole_layers:
         rows[name] = spread(seconds[name]) | {"ratio_to_reference": ratio}
     expected = {widths: -float(np.mean(bench.reference(widths))) for widths in few}
     scores: dict[str, dict[Widths, float]] = {}
-    for precision in bench.precisions if len(wanted) < len(bench.space) else (bench.best,):
+    for precision in bench.precisions if len(wanted) < bench.space.size else (bench.best,):
         scorer = bench.scorer(precision, whole_layers=whole_layers)
         assert scorer.walker is not None  # made before the clock starts, as is the reference, which all candidates share
         scorer.reference  # noqa: B018
@@ -194,7 +208,7 @@ def draw_scaling(path: Path, bench: Bench) -> None:
     """Seconds per candidate: alone against uniform width and images, in a walk against the number of neighbours."""
     from matplotlib.figure import Figure
 
-    groups, everything = bench.space.groups, list(bench.space.enumerate())
+    groups, block = bench.space.groups, block_of(bench.space, 1024)
     bins = min(group.bins for group in groups)
 
     def seconds(wanted: Sequence[Widths], images: int, memory_gib: float = 16.0) -> float:
@@ -208,8 +222,7 @@ def draw_scaling(path: Path, bench: Bench) -> None:
     half = (max(1, bins // 2),) * len(groups)
     widths = [(k / bins, seconds([(k,) * len(groups)], most, NO_MEMORY)) for k in range(1, bins + 1)]
     images = [(float(number), seconds([half], number, NO_MEMORY)) for number in (most // 4, most // 2, most)]
-    middle = len(everything) // 2
-    neighbours = [(float(number), seconds(everything[middle : middle + number], most)) for number in (1, 4, 16, 64, 256, 1024)]
+    neighbours = [(float(number), seconds(block[:number], most)) for number in (1, 4, 16, 64, 256, 1024)]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
     panels = (("uniform width (share of the channels), alone", widths), ("images, alone at half width", images))

@@ -1,6 +1,6 @@
 """Time the supernet's training step against a plain one on the same work, in one process, turn by turn.
 
-    python benchmarks/step.py [--model mobilenet|resnet] [--batch 128] [--device cpu] [--quick] [--out FOLDER] [--scaling]
+    python benchmarks/step.py [--model mobilenet|resnet|resnet20] [--batch 128] [--device cpu] [--quick] [--out FOLDER] [--scaling]
 
 One step is a width vector on the left and on the right: forward, backward, SGD. images/s counts the batch once. The
 reference (``reference.py``) runs under the same tuned allocator, and once more in a process of its own with the default one.
@@ -24,12 +24,13 @@ from torch.nn import functional as F
 
 from bcnet.machine import HALF_TYPES, autocast, environment, resolve_device, tune_malloc
 from bcnet.models.channel_bench import MobileNet, ResNet
+from bcnet.models.cifar import ResNet20
 from bcnet.space.cost import CostTable
 from bcnet.space.trace import trace
 from bcnet.space.widths import Side, Widths
 from bcnet.supernet.supernet import Supernet
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"mobilenet": MobileNet, "resnet": ResNet}
+MODELS: dict[str, Callable[[], nn.Module]] = {"mobilenet": MobileNet, "resnet": ResNet, "resnet20": ResNet20}
 SIDES: tuple[Side, Side] = ("left", "right")
 
 
@@ -44,6 +45,8 @@ class Bench:
         self.supernet = supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain_optimizer = torch.optim.SGD(self.reference.parameters(), 1e-4, momentum=0.9, foreach=False)
         self.optimizer = torch.optim.SGD(self.supernet.parameters(), 1e-4, momentum=0.9, fused=True)
+        for parameter in self.supernet.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # as the trainer does: a subnet may leave out a shortcut
         rng = np.random.default_rng(0)
         self.widths = [self.space.sample(rng) for _ in range(64)]
         self.batch_of(batch)
