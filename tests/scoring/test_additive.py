@@ -169,7 +169,22 @@ def test_anchors_of_a_file_correct_scores_and_searches(bcnet, run, tmp_path):
     assert (code, "they want score.additive=N" in err) == (2, True)
     (tmp_path / "anchors.json").write_text(json.dumps({"1111": some[min(some)]}))
     code, _, err = bcnet("search", run.folder, *given)
-    assert (code, "anchors.json: widths '1111' have 4 indices" in err) == (2, True)
+    assert (code, "anchors.json: the truth is of another space: widths '1111' have 4 indices" in err) == (2, True)
+
+
+def test_anchors_may_be_named_by_their_channel_counts(bcnet, run, tmp_path):
+    names = [run.space.encode(widths) for widths in balanced_sample(run.space, 20, seed=0)]
+    lists = ["-".join(map(str, run.space.channels(run.space.decode(name)))) for name in names]
+    (tmp_path / "lists.csv").write_text("widths,accuracy\n" + "".join(f"{one},{80 + place}\n" for place, one in enumerate(lists)))
+    tree = {name: {"acc": [80.0 + place], "flops": 1, "params": 1} for place, name in enumerate(names)}
+    (tmp_path / "truth.json").write_text(json.dumps(tree))
+    found = []
+    for anchors in ("lists.csv", "truth.json"):
+        given = "score.additive=60", "--anchors", tmp_path / anchors, "--out", tmp_path / "scores.json"
+        code, _, err = bcnet("score", run.folder, "--widths", "all", *given)
+        assert code == 0, err
+        found.append(json.loads((tmp_path / "scores.json").read_text())["scores"])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("count", [25, 200, 1023])
