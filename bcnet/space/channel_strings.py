@@ -25,7 +25,7 @@ def read_channel_string(text: str, space: Space) -> Widths:
     """The widths that a list of channel counts means.
 
     Raises:
-        UserError: as many numbers as the space has no groups, or one that is not among the choices of its group.
+        UserError: another number of counts than the space has groups, or one that is not among the choices of its group.
     """
     if _is_resnet20_list(text, space):
         return read_resnet20_list(text)
