@@ -24,14 +24,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from bcnet.cli import main as run
 
         run(arguments)
+    except SystemExit as end:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise
+        _ignore_signals()
+        from bcnet.processes import leave
+
+        leave(int(end.code or 0))
     except KeyboardInterrupt as stop:
         stopped = Interrupted.by(stop)
         print(f"bcnet: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signal)
     finally:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # nothing is left that could be stopped
+        _ignore_signals()
         sys.unraisablehook = before
+
+
+def _ignore_signals() -> None:
+    """Nothing is left that could be stopped."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -1,14 +1,16 @@
 """Worker processes: they leave Ctrl-C to their parent, end when it ends, however it ends, and when one dies that is noticed."""
 
+import atexit
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from threading import Thread, current_thread, main_thread
-from typing import Any
+from typing import Any, NoReturn
 
 from bcnet.errors import Interrupted, Stopped, UserError
 
@@ -39,6 +41,18 @@ def end_with_launcher() -> None:
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without taking Python apart.
+
+    Once it was replicated, a model keeps gloo's threads alive, also after the process group is destroyed; one that lets go of its last
+    tensor while Python is being taken apart aborts the process, rarely, and everything was done already.
+    """
+    atexit._run_exitfuncs()  # what was registered runs all the same
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Worker:

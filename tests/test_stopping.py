@@ -56,6 +56,25 @@ def test_a_kill_in_the_very_first_write_leaves_a_folder_that_can_be_used(tmp_pat
     assert not left.exists()
 
 
+@pytest.mark.parametrize(("of_torchrun", "ends"), [(False, "said, registered, taken apart"), (True, "said, registered")])
+def test_a_process_of_torchrun_ends_without_taking_python_apart(of_torchrun, ends):
+    """A thread of gloo that lets go of a tensor then would abort it; what is registered for the end runs, and the exit code stays."""
+    code = (
+        "import atexit, os, sys, bcnet.__main__ as module, bcnet.cli\n"
+        "class Late:\n"
+        "    def __del__(self, say=os.write):\n"
+        "        say(1, b', taken apart')\n"
+        "atexit.register(lambda: print(', registered', end=''))\n"
+        "def run(arguments):\n"
+        "    sys.late = Late(); print('said', end=''); sys.exit(3)\n"
+        "bcnet.cli.main = run; module.main()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
+    environment |= {"TORCHELASTIC_RUN_ID": "7"} if of_torchrun else {}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(50), env=environment)
+    assert (result.returncode, result.stdout, result.stderr) == (3, ends, "")
+
+
 @pytest.fixture
 def raising():
     """The handlers of the command line, which raise where the work is."""

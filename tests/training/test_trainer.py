@@ -255,6 +255,7 @@ def test_processes_stay_equal_on_different_images(tmp_path, two_processes):
         "from torch import distributed\n"
         "from bcnet.config import load_config\n"
         "from bcnet.experiment import Experiment\n"
+        "from bcnet.processes import leave\n"
         "from bcnet.run import Run\n"
         "distributed.init_process_group('gloo')\n"
         "trainer = Run(Path(sys.argv[1]), Experiment(load_config('digits/bcnetv2_distilled'))).trainer\n"
@@ -269,6 +270,7 @@ def test_processes_stay_equal_on_different_images(tmp_path, two_processes):
         "assert torch.equal(*all_of_them)\n"
         "assert not torch.equal(*seen)\n"
         "distributed.destroy_process_group()\n"
+        "leave(0)\n"
     )
     result = two_processes(script, tmp_path / "run")
     assert result.returncode == 0, result.stderr[-2000:]
@@ -304,6 +306,7 @@ def test_processes_whose_clocks_differ_save_together(tmp_path, two_processes):
         "from torch import distributed\n"
         "from bcnet.config import load_config\n"
         "from bcnet.experiment import Experiment\n"
+        "from bcnet.processes import leave\n"
         "from bcnet.run import Run\n"
         "distributed.init_process_group('gloo')\n"
         "seconds = 1e9 if distributed.get_rank() == 0 else 1e-9\n"
@@ -315,6 +318,7 @@ def test_processes_whose_clocks_differ_save_together(tmp_path, two_processes):
         "run.trainer.run()\n"
         "assert saved == [20, 40, 60, 70], saved\n"
         "distributed.destroy_process_group()\n"
+        "leave(0)\n"
     )
     result = two_processes(script, tmp_path / "run")
     assert result.returncode == 0, result.stderr[-3000:]
