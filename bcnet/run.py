@@ -227,7 +227,13 @@ class Run:
         if process_rank() == 0:
             costs = {name: [self.costs.one(one, cost) for cost in ("flops", "params")] for name, one in named.items()}
             explained = scorer.effects().explained if scorer.sample else None
-            meta = self.describe() | {"sides": scorer.sides, "explained_by_effects": explained, "anchors": len(scorer.anchors)}
+            full = {cost: self.costs.of_model(cost) for cost in ("flops", "params")}
+            meta = self.describe() | {
+                "full": full,
+                "sides": scorer.sides,
+                "explained_by_effects": explained,
+                "anchors": len(scorer.anchors),
+            }
             ScoreFile(scores=scores, costs=costs, meta=meta).write(out)
         return scores
 

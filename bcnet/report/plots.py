@@ -270,7 +270,7 @@ def draw_ranking(path: Path, scores: npt.NDArray[np.float64], truth: GroundTruth
     _two_panels(path, (10, 4), (3, 2), draw)
 
 
-def draw_payoff(path: Path, picks: Mapping[float, Regret]) -> None:
+def draw_payoff(path: Path, picks: Mapping[float, Regret], *, reference: str = "the full model") -> None:
     """True accuracy at every budget: of what the scores pick, of the truly best, of uniform and of random widths."""
     figure, axes = plt.subplots(figsize=(7.5, 4))
     shares, rows = np.array(list(picks)), list(picks.values())
@@ -286,7 +286,7 @@ def draw_payoff(path: Path, picks: Mapping[float, Regret]) -> None:
         numbers = np.array(values, np.float64)  # None becomes NaN, and the line has a gap
         if np.isfinite(numbers).any():
             axes.plot(shares, numbers, color=colour, label=name)
-    axes.set(xlabel="FLOPs at most, relative to the full model", ylabel="true accuracy [%]", title="What a pick is worth at every budget")
+    axes.set(xlabel=f"FLOPs at most, relative to {reference}", ylabel="true accuracy [%]", title="What a pick is worth at every budget")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.legend(frameon=False)
     _save(figure, path)

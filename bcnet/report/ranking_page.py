@@ -80,7 +80,8 @@ def _regret_parts(folder: Path, scores: dict[str, float], truth: GroundTruth, ra
     if not truth.unknown("flops"):
         of_all = np.full(len(truth), np.nan)
         of_all[truth.rows(list(scores), "scores")] = list(scores.values())
-        plots.draw_payoff(folder / "payoff.png", payoff(of_all, truth))
+        reference = "the full model" if truth.knows_full("flops") else "the largest network of the truth"
+        plots.draw_payoff(folder / "payoff.png", payoff(of_all, truth), reference=reference)
     return regret_parts(folder, ranking)
 
 

@@ -87,15 +87,15 @@ class GroundTruth:
     def _known(self, cost: str) -> npt.NDArray[np.int64]:
         return self.known_flops if cost == "flops" else self.known_params
 
-    def with_costs(self, costs: Mapping[str, Sequence[float]]) -> "GroundTruth":
-        """The same with FLOPs and params by width string where they were not known."""
+    def with_costs(self, costs: Mapping[str, Sequence[float]], full: Any = None) -> "GroundTruth":
+        """The same with FLOPs and params by width string, and those of the full model, where they were not known."""
         flops, params = (
             np.array(
                 [own or int(costs[name][place]) if name in costs else own for name, own in zip(self.names, known, strict=True)], np.int64
             )
             for place, known in enumerate((self.known_flops.tolist(), self.known_params.tolist()))
         )
-        return replace(self, known_flops=flops, known_params=params)
+        return replace(self, known_flops=flops, known_params=params, meta={"full": full} | self.meta)
 
     def in_space(self, costs: CostTable) -> "GroundTruth":
         """The same by the width strings of a space, with the FLOPs and params of its model where they were not known.
@@ -117,7 +117,8 @@ class GroundTruth:
                 f"the truth is of another model: {self.names[first]!r} has {there} in the truth, {here} in the model {offenders}"
             )
         names, one_index = tuple(map(costs.space.encode, widths)), len(costs.space.groups) == 1
-        return replace(self, names=names, known_flops=own[:, 0], known_params=own[:, 1], one_index=one_index, has_channels=False)
+        meta = {"full": {cost: costs.of_model(cost) for cost in ("flops", "params")}} | self.meta
+        return replace(self, names=names, known_flops=own[:, 0], known_params=own[:, 1], meta=meta, one_index=one_index, has_channels=False)
 
     def widths_in(self, space: Space) -> list[Widths]:
         """The width vectors of a space that the width strings mean.
@@ -141,9 +142,12 @@ class GroundTruth:
 
     def full_cost(self, cost: str) -> int:
         """FLOPs or params of the full model, as ``meta`` states them; else the largest of the file, which most files hold."""
+        return int(self.meta["full"][cost]) if self.knows_full(cost) else int(self.cost(cost).max())
+
+    def knows_full(self, cost: str) -> bool:
+        """Whether ``meta`` states the FLOPs or params of the full model."""
         stated = self.meta.get("full")
-        largest = int(self.cost(cost).max())
-        return int(stated[cost]) if isinstance(stated, dict) and is_number(stated.get(cost)) else largest
+        return isinstance(stated, dict) and is_number(stated.get(cost))
 
     def rows(self, names: list[str], where: str) -> npt.NDArray[np.int64]:
         """Positions of the given width strings.

@@ -157,7 +157,7 @@ def _uniform(truth: GroundTruth, costs: npt.NDArray[np.int64], limit: float) -> 
 
 
 def payoff(scores: Floats, truth: GroundTruth, points: int = 60) -> dict[float, Regret]:
-    """What the scores' picks are worth from the cheapest scored network to the full model.
+    """What the scores' picks are worth from the cheapest scored network to the dearest one of the truth.
 
     Args:
         scores: predictions ``(N,)``, aligned with the truth; NaN for networks that were not scored.
@@ -167,8 +167,8 @@ def payoff(scores: Floats, truth: GroundTruth, points: int = 60) -> dict[float, 
     Returns:
         Share of the full model's FLOPs -> what is picked within it, and what else could have been.
     """
-    cheapest = truth.flops[~np.isnan(scores)].min() / truth.full_cost("flops")
-    shares = [float(share) for share in np.linspace(cheapest, 1, points)]
+    cheapest, dearest = (flops / truth.full_cost("flops") for flops in (truth.flops[~np.isnan(scores)].min(), truth.flops.max()))
+    shares = [float(share) for share in np.linspace(cheapest, dearest, points)]
     return {share: regret(scores, truth, f"flops={math.ceil(share * truth.full_cost('flops'))}") for share in shares}
 
 

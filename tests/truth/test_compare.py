@@ -79,6 +79,7 @@ def test_a_truth_of_channel_counts_without_costs_is_compared_by_the_models_own(t
     assert plain.unknown("flops") == len(plain)
     known = plain.in_space(costs)
     assert (known.names, known.flops.tolist(), known.params.tolist()) == (truth.names, truth.flops.tolist(), truth.params.tolist())
+    assert known.full_cost("flops") == costs.of_model("flops") > known.flops.max()  # the full model is none of these
     means = GroundTruth(truth.names, truth.mean[:, None], truth.flops, truth.params, {})
     config = {"uniform": load_config("digits/uniform", QUICK)}
     found, again = (compare(config, one, 1, tmp_path / "out", competitors=()) for one in (plain, means))

@@ -92,6 +92,8 @@ def test_what_a_pick_is_worth_is_known_from_the_cheapest_scored_network_to_the_f
     picks = payoff(np.array([5, 4, 3, 2, np.nan]), truth, points=7)
     assert list(picks) == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     assert [row.pick_accuracy for row in picks.values()] == [60, 70, 70, 70, 70, 95, 90]
+    part = truth.with_costs({}, {"flops": 200})  # as a score file says of its model: no network of the truth is that large
+    assert list(payoff(np.array([5, 4, 3, 2, np.nan]), part, points=4)) == pytest.approx([0.2, 0.3, 0.4, 0.5])
 
 
 def test_budgets_are_of_the_full_model_and_the_best_of_all_networks_whatever_was_scored():
@@ -102,6 +104,8 @@ def test_budgets_are_of_the_full_model_and_the_best_of_all_networks_whatever_was
     stated = GroundTruth(truth.names, truth.acc, truth.flops, truth.params, {"full": {"flops": 200, "params": 400}})
     (row,) = rank(scores, stated, budgets=["flops=0.225"], resamples=0).regret  # 45 of 200
     assert (row.pick, row.best) == ("1003", "1003")
+    assert stated.with_costs({}, {"flops": 150}).full_cost("flops") == 200  # what the truth states itself
+    assert truth.with_costs({}, {"flops": "many"}).full_cost("flops") == truth.with_costs({}).full_cost("flops") == 100
     with pytest.raises(UserError, match="of the scored networks reach from 10 to 50"):
         rank(scores, truth, budgets=["flops=0.05"], resamples=0)
 
