@@ -6,7 +6,8 @@ settings of its own (the strategy, the search algorithm) is a `Named`: its setti
 """
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -436,7 +437,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = (), *, trust: bool 
         UserError: no such file, not YAML, an unknown key, a value of the wrong type, or code that is not trusted.
     """
     path, strategy = find_config(name)
-    return validate_config(_read_with_overrides(path, overrides, trust, strategy), str(path))
+    return _read_and_check(validate_config, path, overrides, trust, strategy)
 
 
 def load_as(
@@ -444,7 +445,32 @@ def load_as(
 ) -> _SchemaType:
     """Read a config file of another schema than `Config`; arguments and mistakes as in `load_config`."""
     path, _ = find_config(name)
-    return _validate(schema, _read_with_overrides(path, overrides, trust), str(path))
+    return _read_and_check(partial(_validate, schema), path, overrides, trust)
+
+
+def _read_and_check(
+    check: Callable[[Any, str], _SchemaType],
+    path: Path,
+    overrides: Sequence[str],
+    trust: bool | Collection[str],
+    strategy: str | None = None,
+) -> _SchemaType:
+    """What is wrong is said of the overrides where the file alone is right."""
+    tree = _read_with_overrides(path, overrides, trust, strategy)
+    try:
+        return check(tree, str(path))
+    except UserError:
+        if overrides and _is_right(lambda: check(_read_with_overrides(path, (), trust, strategy), str(path))):
+            return check(tree, "settings")
+        raise
+
+
+def _is_right(read: Callable[[], object]) -> bool:
+    try:
+        read()
+    except UserError:
+        return False
+    return True
 
 
 def _read_with_overrides(

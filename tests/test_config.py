@@ -49,6 +49,19 @@ def test_mistakes_are_named(override, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_mistake_is_said_of_the_file_or_of_the_settings_typed_beside_it(tmp_path):
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("train: {epochs: 7}\n")
+    bad.write_text("train: {epochs: 0}\n")
+    for file, settings, where in (
+        (good, ["seed=x"], "^settings: seed"),
+        (bad, ["seed=x"], f"^{bad}: "),
+        (bad, (), f"^{bad}: train.epochs"),
+    ):
+        with pytest.raises(UserError, match=where):
+            load_config(file, settings)
+
+
 def test_files_that_are_no_configs_are_refused(tmp_path):
     for text, message in [("- 1\n", "expected a mapping"), ("a: [", "not a YAML file"), ("base: gone.yaml\n", "does not exist")]:
         (tmp_path / "bad.yaml").write_text(text)
