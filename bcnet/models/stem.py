@@ -30,15 +30,16 @@ def cifar_stem(model: nn.Module) -> nn.Module:
     if max(conv.kernel_size) <= 3 and max(conv.stride) == 1:
         raise UserError(f"{type(model).__name__} begins with a small convolution of stride 1 already: leave out cifar_stem")
     _replace(model, first, _small(conv))
+    pool = next((place for place, name in enumerate(names) if isinstance(model.get_submodule(name), nn.MaxPool2d)), None)
+    ends_in_pool = pool is not None and pool <= _MOST and "." not in names[pool]  # of the model itself: whatever is before it is the stem
     for place, name in enumerate(names[1:], start=1):
-        module = model.get_submodule(name)
-        if isinstance(module, nn.MaxPool2d):
+        if place == pool:
             _replace(model, name, nn.Identity())
             break
         beside = name.partition(".")[0] == first.partition(".")[0] and name.count(".") == first.count(".")
-        if not beside or place == _MOST:
+        if not (beside or ends_in_pool) or place == _MOST:
             break  # blocks begin
-        module.stride = (1, 1)  # type: ignore[assignment]
+        model.get_submodule(name).stride = (1, 1)  # type: ignore[assignment]
     return model
 
 

@@ -49,6 +49,15 @@ def test_a_small_stem_keeps_the_size_of_the_image(name):
     assert sizes[1][1] < 32
 
 
+def test_what_stands_before_the_pooling_of_the_model_is_its_stem_whatever_its_layers_are_called():
+    """Inception v3, whose five unpadded layers leave nothing of a small image otherwise."""
+    images = torch.zeros(1, 3, 32, 32)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError):
+            build_model("timm/inception_v3", 10).eval()(images)
+        assert build_model("timm/inception_v3", 10, args=SMALL).eval()(images).shape == (1, 10)
+
+
 def test_what_has_no_such_stem_is_refused():
     with pytest.raises(UserError, match="no stem of convolutions"):
         cifar_stem(nn.Sequential(nn.Flatten(), nn.Linear(3, 3)))
