@@ -17,7 +17,7 @@ from bcnet.kernels import status
 from bcnet.latency.table import Measured, load_latency
 from bcnet.machine import environment, half_type, resolve_device
 from bcnet.models.copying import copy_network
-from bcnet.models.factory import build_model, default_divisor
+from bcnet.models.factory import build_model, check_logits, default_divisor
 from bcnet.models.layout import keep_contiguous, needs_contiguous
 from bcnet.models.weights import load_weights
 from bcnet.plugins import find_by_name, import_object
@@ -119,6 +119,7 @@ class Experiment(Resources):
         if self.model_space is not None:
             model = widen(model, self.model_space, space.widen, divisor=space.divisor)
         if self._needs_contiguous is None:
+            check_logits(model, self.data.input_shape, len(self.data.classes), chosen.name)
             self._needs_contiguous = needs_contiguous(model, self.data.input_shape)
         if self._needs_contiguous:
             keep_contiguous(model)
@@ -441,7 +442,19 @@ class Experiment(Resources):
         Raises:
             UserError: one cannot be read or met, or two of one cost must hold together.
         """
-        return parse_budgets(texts, self.costs, passed=self._algorithm.passes_budgets)
+        return parse_budgets(texts, self.costs, passed=self.passes_budgets)
+
+    def describe_images(self) -> dict[str, Any]:
+        """How a network wants its images: what stands in the description of each that is written."""
+        data = self.data
+        normalised = {"input_shape": list(data.input_shape), "mean": list(data.mean), "std": list(data.std)}
+        return normalised | {"crop_fraction": self.config.data.crop_fraction, "classes": list(data.classes)}
+
+    @property
+    def passes_budgets(self) -> bool:
+        """Whether the search passes one budget after the other, and knows the best within each alone."""
+        passes: bool = self._algorithm.passes_budgets
+        return passes
 
     def search(self, scorer: Scorer, budgets: Sequence[Budget], records: LossRecords | None) -> SearchResult:
         """Search as the config says.

@@ -9,6 +9,7 @@ from bcnet.distributed import process_rank
 from bcnet.errors import UserError
 from bcnet.experiment import COLUMNS, Experiment
 from bcnet.files import is_unused, write_json, write_text
+from bcnet.provenance import made_of, refuse_others
 from bcnet.results import FitRecord, FittedNetwork, read_record
 from bcnet.scoring.evaluate import evaluate
 from bcnet.seeds import STREAM_MODEL, derive_seed
@@ -17,7 +18,7 @@ from bcnet.supernet.survey import count_flops
 from bcnet.training.train_width import train_width
 from bcnet.training.watch import make_watchers
 
-_FIXED_SECTIONS = ("data", "model", "retrain")  # that decide what is trained
+_FIXED_SECTIONS = ("data", "model", "space", "retrain")  # that decide what is trained
 
 
 class Fit:
@@ -32,12 +33,15 @@ class Fit:
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"num_val": 0})})  # nothing is held out
         self.folder, self.experiment = folder, Experiment(config)
         written = folder / "config.yaml"
         if written.is_file():
-            other = [key for key in differing_keys(load_config(written, trust=True), config) if key.split(".")[0] in _FIXED_SECTIONS]
+            differing = set(differing_keys(load_config(written, trust=True), config)) - {"data.num_val"}  # written before that was so
+            other = sorted(key for key in differing if key.split(".")[0] in _FIXED_SECTIONS)
             if other:
                 raise UserError(f"{folder}: was begun with another {', '.join(other[:4])}; use the same settings, or choose another --out")
+            refuse_others(folder, self.experiment)
         elif not is_unused(folder):
             raise UserError(f"{folder} exists, is not empty and holds no training; choose another --out")
         model = self.experiment.build_model(0, pretrained=True)  # what cannot be trained is refused before anything is written
@@ -46,7 +50,7 @@ class Fit:
         self.params = sum(parameter.numel() for parameter in model.parameters())
         if process_rank() == 0 and not written.is_file():
             write_text(written, dump_config(config), new=True)
-            write_json(folder / "environment.json", self.experiment.environment())
+            write_json(folder / "environment.json", made_of(self.experiment) | self.experiment.environment())
 
     def run(self, seeds: Sequence[int]) -> FitRecord:
         """Train with every seed that was not trained yet."""
@@ -98,8 +102,5 @@ class Fit:
             "model": {"name": model.name, "num_classes": len(data.classes), "args": model.args},
             "flops": self.flops,
             "params": self.params,
-            "input_shape": list(data.input_shape),
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "classes": list(data.classes),
+            **self.experiment.describe_images(),
         }

@@ -22,11 +22,12 @@ from bcnet.config import Config, differing_keys, dump_config, load_config, read_
 from bcnet.distributed import of_first, process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment, with_divisor
-from bcnet.files import is_unused, read_json, write_json, write_text
+from bcnet.files import is_unused, write_json, write_text
 from bcnet.latency.timing import measure_networks
 from bcnet.machine import device_name
 from bcnet.models.factory import build_model
 from bcnet.plugins import named_code
+from bcnet.provenance import made_of, read_environment, refuse_others, sha256
 from bcnet.results import (
     BudgetRecord,
     EvaluatedWidths,
@@ -95,15 +96,11 @@ class Run:
             _refuse_changes(folder, Experiment(load_config(written, trust=trusted)).config, run.config)
         elif not is_unused(folder):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
-        weights = _weights_hash(config)
-        _refuse_other_weights(folder, weights)
-        if resume:
-            _refuse_other_classes(folder, run.experiment.data.classes)
+        refuse_others(folder, run.experiment)
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
         run.experiment.check_additive()  # so is what could not be scored when it is trained
         write_text(written, _dump(run.config, written), new=not written.exists())
-        made_of = {"seed": config.seed, "classes": list(run.experiment.data.classes)} | weights
-        write_json(folder / "environment.json", made_of | run.experiment.environment())
+        write_json(folder / "environment.json", {"seed": config.seed} | made_of(run.experiment) | run.experiment.environment())
         return run
 
     @classmethod
@@ -177,10 +174,11 @@ class Run:
         Raises:
             UserError: no checkpoint, a damaged one, or one of another run.
         """
+        if self.checkpoint.exists():
+            refuse_others(self.folder, self.experiment)
         if not self.trainer.resume():
             command = f"bcnet train {self.folder / 'config.yaml'} --out {self.folder} --resume"
             raise UserError(f"{self.checkpoint}: no such checkpoint; train first: {command}")
-        _refuse_other_classes(self.folder, self.experiment.data.classes)
         return self.trainer
 
     def describe(self) -> dict[str, Any]:
@@ -199,7 +197,7 @@ class Run:
 
     @cached_property
     def _supernet_hash(self) -> str:
-        return _sha256(self.checkpoint)
+        return sha256(self.checkpoint)
 
     @property
     def supernet(self) -> Supernet:
@@ -276,7 +274,9 @@ class Run:
             settings=settings,
             best=rows[best],
             front=[self.space.encode(widths) for widths in result.front],
-            passed={budget.text: self.space.encode(widths) for budget, widths in zip(budgets, result.passed, strict=True)},
+            passed={budget.text: self.space.encode(widths) for budget, widths in zip(budgets, result.passed, strict=True)}
+            if self.experiment.passes_budgets
+            else {},
             generations=result.generations,
             evaluated=list(rows.values()),
             short=[
@@ -343,7 +343,7 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """Where the run was made."""
-        return _environment(self.folder)
+        return read_environment(self.folder)
 
     def _record(self, name: str, kind: type[R], what: str) -> R | None:
         file = self.folder / name
@@ -392,10 +392,7 @@ class Run:
             "channels": {group.name: count for group, count in zip(self.space.groups, channels, strict=True)},
             "flops": int(self.costs.of_channels(channels, "flops")),
             "params": int(self.costs.of_channels(channels, "params")),
-            "input_shape": list(data.input_shape),
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "classes": list(data.classes),
+            **self.experiment.describe_images(),
         }
 
     def retrain(
@@ -504,7 +501,8 @@ class Run:
     def _retrain_identity(self, what: Sequence[Any], seed: int | list[int]) -> str:
         recipe = self.config.retrain
         unset = {name for name in recipe.newer if getattr(recipe, name) == type(recipe).model_fields[name].default}
-        return hashlib.sha256(f"{self.identity} {recipe.model_dump_json(exclude=unset)} {list(what)} {seed}".encode()).hexdigest()
+        amp = "" if self.config.amp == "auto" else f" amp={self.config.amp}"
+        return hashlib.sha256(f"{self.identity} {recipe.model_dump_json(exclude=unset)} {list(what)} {seed}{amp}".encode()).hexdigest()
 
     @staticmethod
     def _retrained(result: Path, identity: str) -> float | None:
@@ -570,44 +568,7 @@ def _dump(config: Config, written: Path) -> str:
     return dump_yaml(tree)
 
 
-def _weights_hash(config: Config) -> dict[str, str]:
-    """What tells the file of trained weights from another of its name, if there is one."""
-    file = config.model.weights
-    return {"weights_sha256": _sha256(file)} if file is not None and file.is_file() else {}
-
-
-def _refuse_other_weights(folder: Path, weights: dict[str, str]) -> None:
-    known = _environment(folder) if weights else {}
-    if any(known.get(key, value) != value for key, value in weights.items()):
-        raise UserError(f"{folder}: model.weights is another file than when the run was begun; give that one, or choose another --out")
-
-
-def _refuse_other_classes(folder: Path, classes: Sequence[str]) -> None:
-    try:
-        known = _environment(folder).get("classes", list(classes))
-    except UserError:  # damaged: it is no part of the training
-        return
-    if known != list(classes):
-        raise UserError(f"{folder}: was trained with other classes than the images of {len(classes)} classes that are there now")
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    file = folder / "environment.json"
-    known = read_json(file, "the environment of a run") if file.is_file() else {}
-    if not isinstance(known, dict):
-        raise UserError(f"{file}: not the environment of a run, which is an object")
-    return known
-
-
 def _refuse_changes(folder: Path, trained: Config, asked: Config) -> None:
     keys = [key for key in differing_keys(trained, asked) if key.split(".")[0] in _FIXED_SECTIONS]
     if keys:
         raise UserError(f"{folder}: was trained with another {', '.join(keys[:4])}; use the same settings, or train into another folder")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

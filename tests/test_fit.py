@@ -2,13 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bcnet.config import read_overrides
 from bcnet.errors import Interrupted, UserError
 from bcnet.fit import Fit
+from bcnet.models.factory import build_model
 from bcnet.results import FitRecord, read_record
+from bcnet.run import Run
 from bcnet.supernet.extract import load_network
 
 QUICK = ("data.pad=1", "retrain.epochs=2", "retrain.batch_size=64", "device=cpu", "amp=off", "threads=1")
@@ -77,6 +81,55 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "other" / "file").write_text("")
     with pytest.raises(UserError, match="holds no training"):
         Fit(tmp_path / "other", settings())
+
+
+def images(folder, number):
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (folder / part / name).mkdir(parents=True, exist_ok=True)
+            for one in range(number):
+                Image.fromarray(np.full((8, 8), 20 * one, np.uint8)).save(folder / part / name / f"{one}.png")
+    return ["data.source=imagefolder", f"data.root={folder}", "retrain.batch_size=4", "space.bins=2"]
+
+
+def test_more_images_another_space_and_other_weights_are_noticed(tmp_path):
+    """By a fit and by a run; a small folder needs no validation images to be fitted."""
+    weights = tmp_path / "weights.pth"
+    torch.save(build_model("timm/test_resnet", 2, seed=0).state_dict(), weights)
+    own = [*images(tmp_path / "data", 4), "model.name=timm/test_resnet", f"model.weights={weights}"]
+    Fit(tmp_path / "fit", settings(*own)).run([0])
+    config = read_overrides([*QUICK, *own, "data.num_val=2", "train.epochs=1", "train.batch_size=4", "score.calibration_images=4"])
+    Run.create(tmp_path / "run", config).train()
+    with pytest.raises(UserError, match=r"was begun with another space\.bins"):
+        Fit(tmp_path / "fit", settings(*own, "space.bins=3"))
+    torch.save(build_model("timm/test_resnet", 2, seed=1).state_dict(), weights)
+    with pytest.raises(UserError, match=r"model\.weights is another file"):
+        Fit(tmp_path / "fit", settings(*own))
+    images(tmp_path / "data", 5)
+    for again in (lambda: Fit(tmp_path / "fit", settings(*own)), lambda: Run.open(tmp_path / "run").trained):
+        with pytest.raises(
+            UserError, match="was trained with 8 train images and 8 test images, and there are 10 train images and 10 test images now"
+        ):
+            again()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("class Own(Tiny):\n    def forward(self, x): return {'logits': super().forward(x)}", "no tensor of logits but dict"),
+        ("class Own(Tiny):\n    def forward(self, x): return super().forward(x)[:, :7]", r"gives \(2, 7\).*10 classes"),
+        ("class Own(Tiny):\n    def forward(self, x): return super().forward(x[:, :, :0])", "cannot be run on images of 1x8x8"),
+    ],
+)
+def test_a_network_that_gives_no_logits_is_refused_before_it_is_trained(tmp_path, monkeypatch, source, message):
+    module = f"own_network_{abs(hash(source))}"
+    head = "from torch import nn\nclass Tiny(nn.Sequential):\n    def __init__(self, num_classes):\n"
+    body = "        super().__init__(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, num_classes))\n"
+    (tmp_path / f"{module}.py").write_text(head + body + source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=message):
+        Fit(tmp_path / "fit", settings(f"model.name={module}:Own"))
+    assert not (tmp_path / "fit").exists()
 
 
 @pytest.mark.parametrize(

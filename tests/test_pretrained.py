@@ -96,6 +96,18 @@ def test_a_run_is_not_continued_with_other_weights(tmp_path, weights):
     torch.save(build_model("digits/resnet", 10, seed=5).state_dict(), own)
     with pytest.raises(UserError, match=r"model.weights is another file than when the run was begun"):
         Run.create(tmp_path / "run", config_of(own), resume=True)
+    with pytest.raises(UserError, match=r"model.weights is another file"):  # nor scored, nor a teacher of what is retrained
+        Run.open(tmp_path / "run").trained  # noqa: B018
+
+
+def test_a_factory_loads_no_weights_that_nobody_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "own_factory.py").write_text(
+        "from bcnet.models.digits import DigitsResNet\n"
+        "def build(num_classes, pretrained=True):\n"
+        "    model = DigitsResNet(num_classes); model.was_pretrained = pretrained; return model\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [build_model("own_factory:build", 10, pretrained=one).was_pretrained for one in (False, True)] == [False, True]
 
 
 def test_retraining_inherits_only_when_asked(tmp_path, weights):

@@ -9,7 +9,8 @@ import bcnet
 CHAIN = (
     *("version", "errors", "formatting", "former", "seeds", "locks", "trees", "files", "lines", "seals", "processes"),
     *("plugins", "distributed", "machine", "progress", "tensors", "config"),
-    *("data", "models", "space", "kernels", "supernet", "results", "latency", "training", "scoring", "search", "experiment", "run", "fit"),
+    *("data", "models", "space", "kernels", "supernet", "results", "latency"),
+    *("training", "scoring", "search", "experiment", "provenance", "run", "fit"),
     *("forecast", "truth", "dense", "doctor", "report", "commands", "cli", "__main__"),
 )
 

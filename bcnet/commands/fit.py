@@ -8,6 +8,7 @@ import typer
 
 from bcnet.commands.app import Overrides, Trust, app, runtime
 from bcnet.commands.networks import read_seeds
+from bcnet.errors import UserError
 from bcnet.formatting import human, plural
 
 
@@ -23,6 +24,8 @@ def fit(
     """Train a network as it is, by the settings under 'retrain'; the same command goes on where it was."""
     from bcnet.config import load_config, read_overrides
 
+    if any(one.startswith("model.name=") for one in overrides or ()):
+        raise UserError("model.name: MODEL says which network to train; leave it out")
     more = [f"model.name={model}", *(overrides or ())]
     settings = load_config(config, more, trust=trust) if config is not None else read_overrides(more)
     folder = out or Path("runs") / f"fit-{model.replace('/', '-').replace(':', '-')}"

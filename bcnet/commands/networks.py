@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import OneWidth, Overrides, RunFolder, Say, Trust, app, finish, opened, widths_of_run
+from bcnet.commands.app import OneWidth, Overrides, RunFolder, Say, Trust, app, finish, opened, trusting, widths_of_run
 from bcnet.errors import UserError
 from bcnet.formatting import human, plural
 
@@ -108,7 +108,7 @@ def retrain(
         else:
             for one in wanted:
                 retrain_widths(run, one, read_seeds(seeds), say, inherit=inherit, full=full, num_random=random)
-        finish(run, say, then=f"bcnet extract {folder} --widths {widths.partition(',')[0]} --out network")
+        finish(run, say, then=f"bcnet extract {folder} --widths {widths.partition(',')[0]} --out network{trusting(run.config)}")
 
 
 def retrain_together(run: "Run", widths: "Sequence[Widths]", seeds: list[int], say: Say) -> None:
@@ -116,7 +116,11 @@ def retrain_together(run: "Run", widths: "Sequence[Widths]", seeds: list[int], s
     record, known = run.retrain_together(widths, seeds), run.trained_alone()
     for row in record.together:
         alone = known.get(str(row.widths))
-        beside = f"; alone {_accuracy(alone.acc)}" if alone else f"; alone: bcnet retrain {run.folder} --widths {row.widths}"
+        beside = (
+            f"; alone {_accuracy(alone.acc)}"
+            if alone
+            else f"; alone: bcnet retrain {run.folder} --widths {row.widths}{trusting(run.config)}"
+        )
         say(f"{row.widths}: test accuracy {_accuracy(row.acc)} over {plural(len(row.acc), 'seed')}, {human(row.flops)} FLOPs{beside}")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import Overrides, RunFolder, Say, Trust, WidthsOption, app, finish, opened, read_named_widths
+from bcnet.commands.app import Overrides, RunFolder, Say, Trust, WidthsOption, app, finish, opened, read_named_widths, trusting
 from bcnet.errors import UserError
 from bcnet.formatting import human
 
@@ -97,7 +97,12 @@ def search(
     with opened(folder, chosen, trust) as (run, say):
         _take_anchors(run, anchors, say)
         search_widths(run, budget or (), say)
-        finish(run, say, then=f"bcnet extract {folder} --widths best --out network, or bcnet retrain {folder} --widths best")
+        trust_it = trusting(run.config)
+        finish(
+            run,
+            say,
+            then=f"bcnet extract {folder} --widths best --out network{trust_it}, or bcnet retrain {folder} --widths best{trust_it}",
+        )
 
 
 def _take_anchors(run: "Run", file: str | None, say: Say) -> None:
@@ -128,7 +133,7 @@ def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord
     best, settings = record.best, record.settings
     flops, params = best.costs["flops"], best.costs["params"]
     share = f"{flops / run.costs.of_model('flops'):.0%} of {run.costs.model_name}"
-    words = f"accuracy in the supernet {best.accuracy:.2%}"
+    words = _accuracy(record, best)
     if run.scorer.anchors:
         words = f"predicted true accuracy {min(best.score, 100):.2f} %, {words}"
     elif settings.metric != "accuracy":
@@ -160,4 +165,8 @@ def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord
 
 def _words(record: "SearchRecord", row: "EvaluatedWidths") -> str:
     costs = ", ".join(f"{human(value)} {'FLOPs' if name == 'flops' else name}" for name, value in row.costs.items())
-    return f"{row.widths}  {row.score:.4f}, accuracy in the supernet {row.accuracy:.2%}, {costs}"
+    return f"{row.widths}  {row.score:.4f}, {_accuracy(record, row)}, {costs}"
+
+
+def _accuracy(record: "SearchRecord", row: "EvaluatedWidths") -> str:
+    return f"{'predicted ' if record.settings.additive else ''}accuracy in the supernet {row.accuracy:.2%}"

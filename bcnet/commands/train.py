@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import RESUMES, Overrides, Say, Trust, app, finish, runtime
+from bcnet.commands.app import RESUMES, Overrides, Say, Trust, app, finish, runtime, trusting
 
 if TYPE_CHECKING:
     from bcnet.run import Run
@@ -29,7 +29,7 @@ def train(
 
         run = Run.create(folder, settings, resume=resume)
         train_supernet(run, say)
-        finish(run, say, then=f"bcnet search {folder} --budget flops=0.5")
+        finish(run, say, then=f"bcnet search {folder} --budget flops=0.5{trusting(run.config)}")
 
 
 def train_supernet(run: "Run", say: Say) -> None:

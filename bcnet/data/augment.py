@@ -68,7 +68,7 @@ class Augment:
 
 
 class Fit:
-    """Scale and crop the centre, where a picture is not of the wanted size.
+    """Scale and crop the centre, where a picture is not of the wanted size or only a share of it is wanted.
 
     Args:
         size: ``(H, W)``.
@@ -83,7 +83,7 @@ class Fit:
         from PIL import ImageOps
 
         height, width = self.size
-        if picture.size == (width, height):
+        if picture.size == (width, height) and self.fraction == 1:
             return picture
         return ImageOps.fit(picture, (width, height), _BICUBIC, bleed=(1 - self.fraction) / 2)  # type: ignore[arg-type]
 

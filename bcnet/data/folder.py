@@ -2,14 +2,18 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from bcnet.errors import UserError
 from bcnet.files import is_file, read_text
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".jfif", ".webp", ".tif", ".tiff"}
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")  # none that runs a program, whatever a file is called
 _ANNOTATIONS = "val_annotations.txt"
 
@@ -45,7 +49,7 @@ def find_images(root: Path) -> tuple[Files, Files, tuple[str, ...]]:
     train = _by_class(root / "train", classes)
     if (root / "val" / _ANNOTATIONS).is_file():
         return train, _annotated(root / "val", classes), classes
-    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
+    test = next((root / name for name in ("test", "val") if _has_classes(root / name)), root / "test")
     test_classes = _class_names(test)
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))
@@ -63,6 +67,19 @@ def open_image(source: Path | BinaryIO, name: str = "") -> Any:
     Raises:
         UserError: it cannot be decoded.
     """
+    with _opened(source, name) as file:
+        return _in_8_bits(file, name or source).convert("RGB")
+
+
+def size_of_image(source: Path | BinaryIO, name: str = "") -> tuple[int, int]:
+    """Width and height of an image in pixels, from the head of its file; arguments and mistakes as of `open_image`."""
+    with _opened(source, name) as file:
+        width, height = file.size
+        return width, height
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO, name: str) -> Iterator[Any]:
     from PIL import Image
 
     Image.init()
@@ -71,7 +88,9 @@ def open_image(source: Path | BinaryIO, name: str = "") -> Any:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # of odd metadata
             with Image.open(source, formats=[one for one in _FORMATS if one in Image.OPEN]) as file:
-                return file.convert("RGB")
+                yield file
+    except UserError:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{name or source}: has too many pixels ({Image.MAX_IMAGE_PIXELS:,} is the most); scale or remove it") from error
     except Exception as error:  # what a decoder raises for a damaged file is anybody's guess
@@ -79,10 +98,36 @@ def open_image(source: Path | BinaryIO, name: str = "") -> Any:
         raise UserError(f"{name or source}: {what}; replace or remove {'it' if name else 'the file'}") from error
 
 
+def _in_8_bits(picture: Any, name: object) -> Any:
+    """A picture of at most 8 bits a channel; one of 16 is scaled by its full range.
+
+    Raises:
+        UserError: its range is not known, as of 32 bits or floating point.
+    """
+    from PIL import Image
+
+    if picture.mode in ("I", "F"):
+        is_16 = picture.format in ("PNG", "PPM")  # whose I is 16 bits wide in older versions of Pillow
+        if not is_16 or picture.mode == "F":
+            raise UserError(f"{name}: has 32 bits a pixel (mode {picture.mode}), whose range is not known; convert it to 8 or 16 bits")
+    if picture.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
+        return Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
+    return picture
+
+
+def _has_classes(folder: Path) -> bool:
+    """ImageNet's own ``test/`` has none: its pictures have no labels."""
+    return folder.is_dir() and any(_is_class(entry) for entry in _entries(folder))
+
+
+def _is_class(entry: "os.DirEntry[str]") -> bool:
+    return not entry.name.startswith(".") and Path(entry.path).is_dir()
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; imagefolder wants train/ and test/ (or val/) with one folder per class")
-    names = tuple(sorted(entry.name for entry in _entries(folder) if Path(entry.path).is_dir()))
+    names = tuple(sorted(entry.name for entry in _entries(folder) if _is_class(entry)))
     for name in names:
         if not name.isprintable():
             raise UserError(f"{folder}: the class folder {name!r} has a name that cannot be printed (line breaks, not UTF-8); rename it")

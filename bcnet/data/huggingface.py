@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bcnet.config import DataConfig
 from bcnet.data.augment import Picture
-from bcnet.data.folder import open_image
+from bcnet.data.folder import open_image, size_of_image
 from bcnet.errors import UserError, first_line
 from bcnet.files import cache_folder
 
@@ -39,6 +39,14 @@ class HubPictures:
         Raises:
             UserError: it is missing, or no image.
         """
+        return open_image(*self._content(number))
+
+    def size_of(self, number: int) -> tuple[int, int]:
+        """Width and height of picture ``number``, in pixels."""
+        return size_of_image(*self._content(number))
+
+    def _content(self, number: int) -> tuple[Path | BytesIO, str]:
+        """What holds picture ``number``, and how messages call it."""
         where = f"{self.root}, picture {number} of {self.part}"
         try:
             content = self.rows[number][self.column]
@@ -46,7 +54,7 @@ class HubPictures:
             raise UserError(f"{where}: cannot be read ({first_line(error)})") from error
         if content is None or (content["bytes"] is None and content["path"] is None):
             raise UserError(f"{where}: is missing")
-        return open_image(Path(content["path"]) if content["bytes"] is None else BytesIO(content["bytes"]), where)
+        return (Path(content["path"]) if content["bytes"] is None else BytesIO(content["bytes"])), where
 
 
 def find_pictures(config: DataConfig) -> tuple[HubPictures, HubPictures, tuple[str, ...]]:

@@ -124,6 +124,9 @@ def _cifar(config: DataConfig) -> Source:
     return Source(sets[0], sets[1], tuple(parts[0].classes))
 
 
+_DECODING = 2  # how pictures are decoded; what another version kept is not used
+
+
 def _imagefolder(root: Path, image_size: int | None) -> Source:
     train, test, classes = find_images(root)
     return Source(_read_folder(train, image_size), _read_folder(test, image_size), classes)
@@ -132,7 +135,7 @@ def _imagefolder(root: Path, image_size: int | None) -> Source:
 def _read_folder(images: Files, image_size: int | None) -> ImageSet:
     """Decode once; later runs read the cached array."""
     folder, files, labels = images.folder, images.paths, images.labels
-    key = hashlib.sha256(os.fsencode(f"{folder.resolve()} {image_size}"))
+    key = hashlib.sha256(os.fsencode(f"{folder.resolve()} {image_size} {_DECODING}"))
     for path in files:
         try:
             stat = path.stat()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bcnet.config import DataConfig
 from bcnet.data.augment import Augment, Fit, Mix, Picture, own_random_states, seed_transforms, to_tensor
-from bcnet.data.folder import Files, find_images, open_image
+from bcnet.data.folder import Files, find_images, open_image, size_of_image
 from bcnet.data.huggingface import find_pictures
 from bcnet.data.interfaces import EvalSource, Part, TrainSource
 from bcnet.data.resident import EvalBatches, Normalize, chosen_statistics
@@ -24,6 +24,7 @@ from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.seeds import STREAM_AUGMENT, STREAM_ORDER, STREAM_SPLIT, derive_seed, derive_seeds
 
+SIZED_IMAGES = 2000  # whose sizes must agree where the config names none
 STATISTICS_IMAGES = 512  # by which mean and standard deviation are measured where the config names none
 
 
@@ -42,6 +43,9 @@ class Pictures(Protocol):
             UserError: it is no image.
         """
 
+    def size_of(self, number: int) -> tuple[int, int]:
+        """Width and height of picture ``number``, in pixels."""
+
 
 class PictureFiles:
     """`Pictures` of an image folder."""
@@ -55,6 +59,10 @@ class PictureFiles:
     def read(self, number: int) -> Picture:
         """Picture ``number``."""
         return open_image(self._paths[number])
+
+    def size_of(self, number: int) -> tuple[int, int]:
+        """Width and height of picture ``number``, from the head of its file."""
+        return size_of_image(self._paths[number])
 
 
 class PictureArray:
@@ -72,6 +80,11 @@ class PictureArray:
 
         pixels = self.images[number].permute(1, 2, 0).numpy()
         return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+
+    def size_of(self, number: int) -> tuple[int, int]:
+        """Width and height, the same of all."""
+        _, height, width = self.images.shape
+        return width, height
 
 
 class StreamingData:
@@ -100,6 +113,9 @@ class StreamingData:
         }
         first = to_tensor(everything.read(0))
         size = (config.image_size, config.image_size) if config.image_size is not None else (first.shape[1], first.shape[2])
+        if config.image_size is None:
+            for pictures in (everything, test):
+                _refuse_other_sizes(pictures, size)
         self.input_shape: tuple[int, int, int] = (first.shape[0], *size)
         self.mean, self.std = chosen_statistics(config, self.input_shape[0]) or self._measured(everything, Fit(size))
         self.normalize = Normalize(self.mean, self.std, device)
@@ -145,6 +161,16 @@ def _pictures(config: DataConfig) -> tuple[Pictures, Pictures, tuple[str, ...]]:
         raise UserError("data.source=imagefolder wants data.root, the folder of the data set (e.g. data.root=/data)")
     train, test, classes = find_images(config.root)
     return PictureFiles(train), PictureFiles(test), classes
+
+
+def _refuse_other_sizes(pictures: Pictures, size: tuple[int, int]) -> None:
+    """Look at the size of some pictures, spread over the set, which no setting gives one size."""
+    for number in range(0, len(pictures), max(1, len(pictures) // SIZED_IMAGES)):
+        width, height = pictures.size_of(number)
+        if (height, width) != size:
+            raise UserError(
+                f"images differ in size: {size[0]}x{size[1]} is the first, {height}x{width} that of number {number}; set data.image_size"
+            )
 
 
 class TrainMaker:

@@ -1,13 +1,13 @@
 """Build a plain model from its name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bcnet.errors import UserError, first_line
 from bcnet.files import read_text
@@ -19,6 +19,7 @@ from bcnet.models.padded import PaddedResNet
 from bcnet.models.shake_shake import ShakeShake
 from bcnet.models.stem import cifar_stem
 from bcnet.plugins import import_object
+from bcnet.progress import notice
 
 OWN_MODELS: dict[str, Callable[..., nn.Module]] = {
     "channel_bench/mobilenet": MobileNet,
@@ -65,12 +66,35 @@ def build_model(name: str, num_classes: int, *, seed: int = 0, pretrained: bool 
             model = factory(num_classes=num_classes, **rest)
             if small and isinstance(model, nn.Module):
                 model = cifar_stem(model)
+                if pretrained:
+                    notice(f"{name}: cifar_stem draws a first convolution larger than 3x3 anew, without its trained weights")
     except Exception as error:
         given = f"num_classes={num_classes}, {args or {}}"
         raise UserError(f"model {name!r} could not be built with {given}: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name!r} is not a torch.nn.Module but {type(model).__name__}")
     return model
+
+
+def check_logits(model: nn.Module, shape: tuple[int, ...], num_classes: int, name: str) -> None:
+    """See that a model makes a logit per class of images ``(C, H, W)``.
+
+    Raises:
+        UserError: it does not take them, or gives something else.
+    """
+    images, was_training = "x".join(map(str, shape)), model.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = model.eval()(torch.zeros(2, *shape))
+    except Exception as error:
+        raise UserError(f"model {name!r} cannot be run on images of {images} ({first_line(error)})") from error
+    finally:
+        model.train(was_training)
+    if not isinstance(logits, Tensor):
+        raise UserError(f"model {name!r} gives no tensor of logits but {type(logits).__name__}")
+    if tuple(logits.shape) != (2, num_classes):
+        wanted = f"(N, {num_classes}), a logit for each of the {num_classes} classes"
+        raise UserError(f"model {name!r} gives {tuple(logits.shape)} for 2 images of {images}; wanted is {wanted}")
 
 
 def list_models(which: str) -> list[str]:
@@ -161,10 +185,17 @@ def _user_factory(name: str, pretrained: bool) -> Callable[..., nn.Module]:
     factory = import_object(name, "model")
     if not callable(factory):
         raise UserError(f"model {name!r} is not callable but {type(factory).__name__}")
-    if not pretrained:
-        plain: Callable[..., nn.Module] = factory
-        return plain
-    parameters = inspect.signature(factory).parameters
+    plain: Callable[..., nn.Module] = factory
+    parameters = _parameters(plain)
+    if not pretrained:  # also where the factory would load weights by itself
+        return partial(plain, pretrained=False) if "pretrained" in parameters else plain
     if "pretrained" not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         raise UserError(f"model {name!r} takes no argument 'pretrained': leave model.pretrained=false, or let the factory load weights")
     return lambda **kwargs: factory(pretrained=True, **kwargs)
+
+
+def _parameters(factory: Callable[..., nn.Module]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(factory).parameters
+    except ValueError:  # of what is written in C
+        return {}

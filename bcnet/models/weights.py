@@ -68,7 +68,7 @@ def read_weights(path: Path) -> State:
 
 def _unwrapped(tree: Any, path: Path) -> State:
     while isinstance(tree, Mapping):
-        inner = next((tree[key] for key in _CONTAINERS if isinstance(tree.get(key), Mapping)), None)
+        inner = next((tree[key] for key in _CONTAINERS if _holds_tensors(tree.get(key))), None)
         if inner is None:
             break
         tree = inner
@@ -76,6 +76,10 @@ def _unwrapped(tree: Any, path: Path) -> State:
     if not tensors:
         raise UserError(f"{path}: no tensors by name in it; expected what torch.save(model.state_dict(), file) writes")
     return tensors
+
+
+def _holds_tensors(tree: Any) -> bool:
+    return isinstance(tree, Mapping) and any(isinstance(value, Tensor) or _holds_tensors(value) for value in tree.values())
 
 
 def _readings(state: State, model: nn.Module) -> Iterator[tuple[str, State]]:

@@ -60,6 +60,7 @@ def write_model_card(folder: Path, description: Mapping[str, Any]) -> Path:
         f"| accuracy on held-out training images, weights of the supernet | {description['val_accuracy']:.2f} % |",
         f"| speed | {Speed.model_validate(description['speed']).sentence} |",
         f"| images | float32 `(N, {shape})`, pixels in 0..1, then `(pixels - mean) / std` per channel |",
+        f"| pictures of another size | {_scaled(description)} |",
         f"| mean, std | {_numbers(description['mean'])}; {_numbers(description['std'])} |",
         f"| classes | {len(description['classes'])}: {_plain(_some(description['classes']))} |",
         "",
@@ -78,6 +79,13 @@ def write_model_card(folder: Path, description: Mapping[str, Any]) -> Path:
     ]
     write_text(folder / CARD, "\n".join(lines) + "\n")
     return folder / CARD
+
+
+def _scaled(description: Mapping[str, Any]) -> str:
+    _, height, width = description["input_shape"]
+    fraction = description.get("crop_fraction", 1)
+    share = "" if fraction == 1 else f" of {fraction:g} of its sides"
+    return f"scaled to cover {height}x{width}, bicubic, and the centre{share} cropped (`PIL.ImageOps.fit`, bleed {(1 - fraction) / 2:g})"
 
 
 def _plain(words: str) -> str:

@@ -1,6 +1,7 @@
 """The pictures and the page of a run directory, from whatever the run holds so far."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -200,7 +201,9 @@ def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, f
     if len(set(one)) == len(set(other)) == 1:  # nothing varies: whatever the difference is, it is not noise that was seen
         difference = one[0] - other[0]
         return difference, difference, float(difference == 0)
-    test = ttest_ind(one, other, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of one of the two that does not vary, which is all right
+        test = ttest_ind(one, other, equal_var=False)
     interval = test.confidence_interval(0.95)
     return float(interval.low), float(interval.high), float(test.pvalue)
 

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from bcnet.config import DataConfig
+from bcnet.data.folder import find_images, open_image
 from bcnet.data.load import load_data
 from bcnet.data.resident import TrainBatches
 from bcnet.data.sources import ImageSet, balanced_split, load_source
@@ -136,6 +137,32 @@ def test_images_too_large_for_the_device_stay_in_the_file(image_folder):
         pair = [TrainBatches(d.parts["train"], resident.normalize, batch_size=4, pad=1, flip=True).batch(step) for d in (resident, mapped)]
         assert torch.equal(pair[0][0], pair[1][0])
     assert resident.input_shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.pgm"])
+def test_pictures_of_sixteen_bits_keep_their_range(tmp_path, name):
+    ramp = np.linspace(0, 65535, 12 * 10).astype(np.uint16).reshape(10, 12)
+    Image.fromarray(ramp).save(tmp_path / name)
+    pixels = np.array(open_image(tmp_path / name))
+    assert np.abs(pixels.astype(float) - ramp[:, :, None] / 257).max() <= 1
+
+
+def test_pictures_without_a_known_range_are_refused(tmp_path):
+    for dtype in (np.float32, np.int32):
+        Image.fromarray(np.zeros((4, 4), dtype)).save(tmp_path / "own.tif")
+        with pytest.raises(UserError, match=r"own\.tif: has 32 bits a pixel.*convert it to 8 or 16 bits"):
+            open_image(tmp_path / "own.tif")
+
+
+def test_test_images_without_classes_are_passed_over_for_those_of_val(image_folder):
+    """As ImageNet is laid out; and what tools leave in hidden folders is no class."""
+    (image_folder / "test").rename(image_folder / "val")
+    (image_folder / "test").mkdir()
+    (image_folder / "test" / "000.png").write_bytes((image_folder / "val" / "cat" / "000.png").read_bytes())
+    for part in ("train", "val"):
+        (image_folder / part / ".ipynb_checkpoints").mkdir()
+    _, test, classes = find_images(image_folder)
+    assert (test.folder.name, len(test.paths), classes) == ("val", 8, ("cat", "dog"))
 
 
 def damage(folder):

@@ -15,7 +15,7 @@ from patience import patience
 from PIL import Image
 
 from bcnet.config import load_config, validate_config
-from bcnet.data.augment import Mix
+from bcnet.data.augment import Fit, Mix
 from bcnet.data.load import is_streamed, load_data
 from bcnet.data.resident import ResidentData
 from bcnet.data.streaming import StreamedBatches, StreamingData, TrainMaker
@@ -228,6 +228,7 @@ def test_tiny_imagenet_is_read_as_it_is_published(tmp_path, streaming):
         ({"auto_augment": "rand-x9"}, "data.auto_augment 'rand-x9' is no policy"),
         ({"auto_augment": "nothing"}, "data.auto_augment 'nothing' is no policy"),
         ({"num_val": 500}, "lower data.num_val"),
+        ({"image_size": None}, "images differ in size: 20x24 is the first, 21x24 that of number 1; set data.image_size"),
     ],
 )
 def test_mistakes_are_one_line(pictures, settings, message):
@@ -236,6 +237,14 @@ def test_mistakes_are_one_line(pictures, settings, message):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="/nowhere: no such folder"):
         data_of("/nowhere")
+
+
+def test_a_share_of_pictures_of_the_right_size_is_a_crop_too():
+    pixels = np.zeros((16, 16, 3), dtype=np.uint8)
+    pixels[4:12, 4:12] = 255
+    bright = Fit((16, 16), 0.5)(Image.fromarray(pixels))
+    assert np.array(bright).min() > 100  # the corners, by bicubic interpolation; without the crop they are black
+    assert np.array_equal(np.array(Fit((16, 16))(Image.fromarray(pixels))), pixels)
 
 
 def test_folders_larger_than_memory_are_streamed(pictures, monkeypatch, capsys):

@@ -1,0 +1,73 @@
+"""What a folder of trained networks was begun with: trained weights, classes, images; what comes later must have the same."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from bcnet.config import Config
+from bcnet.errors import UserError
+from bcnet.experiment import Experiment
+from bcnet.files import read_json
+
+_FILE = "environment.json"
+
+
+def made_of(experiment: Experiment) -> dict[str, Any]:
+    """What of an experiment its config does not say: class names, numbers of images, and which file the trained weights are."""
+    data = experiment.data
+    images = {"train": data.num_images("full_train"), "test": data.num_images("test")}
+    return {"classes": list(data.classes), "images": images} | _weights(experiment.config)
+
+
+def refuse_others(folder: Path, experiment: Experiment) -> None:
+    """See that an experiment is what a folder was begun with, as far as that is known there.
+
+    Raises:
+        UserError: other weights under the same name, other classes, or more or fewer images.
+    """
+    try:
+        known = read_environment(folder)
+    except UserError:  # damaged: it is no part of the training
+        return
+    now = made_of(experiment)
+    before = {key: known.get(key, value) for key, value in now.items()}
+    if before["classes"] != now["classes"]:
+        raise UserError(f"{folder}: was trained with other classes than the images of {len(now['classes'])} classes that are there now")
+    if before["images"] != now["images"]:
+        there, here = (_counted(images) for images in (before["images"], now["images"]))
+        raise UserError(f"{folder}: was trained with {there}, and there are {here} now; bring those back, or train into another folder")
+    if before.get("weights_sha256") != now.get("weights_sha256"):
+        raise UserError(f"{folder}: model.weights is another file than when the run was begun; give that one, or choose another --out")
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What a folder says of how it was made; empty where it does not.
+
+    Raises:
+        UserError: that is damaged.
+    """
+    file = folder / _FILE
+    known = read_json(file, "the environment of a run") if file.is_file() else {}
+    if not isinstance(known, dict):
+        raise UserError(f"{file}: not the environment of a run, which is an object")
+    return known
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _weights(config: Config) -> dict[str, str]:
+    """What tells the file of trained weights from another of its name, if there is one."""
+    file = config.model.weights
+    return {"weights_sha256": sha256(file)} if file is not None and file.is_file() else {}
+
+
+def _counted(images: Any) -> str:
+    known = images if isinstance(images, dict) else {}
+    return " and ".join(f"{known.get(part)} {part} images" for part in ("train", "test"))
