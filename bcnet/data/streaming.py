@@ -83,7 +83,7 @@ class PictureArray:
 
     def size_of(self, number: int) -> tuple[int, int]:
         """Width and height, the same of all."""
-        _, height, width = self.images.shape
+        height, width = self.images.shape[-2:]
         return width, height
 
 
