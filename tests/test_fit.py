@@ -117,8 +117,8 @@ def test_more_images_another_space_and_other_weights_are_noticed(tmp_path):
     ("source", "message"),
     [
         ("class Own(Tiny):\n    def forward(self, x): return {'logits': super().forward(x)}", "no tensor of logits but dict"),
-        ("class Own(Tiny):\n    def forward(self, x): return super().forward(x)[:, :7]", r"gives \(2, 7\).*10 classes"),
-        ("class Own(Tiny):\n    def forward(self, x): return super().forward(x[:, :, :0])", "cannot be run on images of 1x8x8"),
+        ("class Own(Tiny):\n    def forward(self, x): return super().forward(x)[:, :7]", r"gives \(1, 7\).*10 classes"),
+        ("class Own(Tiny):\n    def forward(self, x): return super().forward(x[:, :, :0])", "cannot be run on one 1x8x8 image"),
     ],
 )
 def test_a_network_that_gives_no_logits_is_refused_before_it_is_trained(tmp_path, monkeypatch, source, message):

@@ -85,16 +85,16 @@ def check_logits(model: nn.Module, shape: tuple[int, ...], num_classes: int, nam
     images, was_training = "x".join(map(str, shape)), model.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = model.eval()(torch.zeros(2, *shape))
+            logits = model.eval()(torch.zeros(1, *shape))
     except Exception as error:
-        raise UserError(f"model {name!r} cannot be run on images of {images} ({first_line(error)})") from error
+        raise UserError(f"model {name!r} cannot be run on one {images} image ({first_line(error)})") from error
     finally:
         model.train(was_training)
     if not isinstance(logits, Tensor):
         raise UserError(f"model {name!r} gives no tensor of logits but {type(logits).__name__}")
-    if tuple(logits.shape) != (2, num_classes):
+    if tuple(logits.shape) != (1, num_classes):
         wanted = f"(N, {num_classes}), a logit for each of the {num_classes} classes"
-        raise UserError(f"model {name!r} gives {tuple(logits.shape)} for 2 images of {images}; wanted is {wanted}")
+        raise UserError(f"model {name!r} gives {tuple(logits.shape)} for one {images} image; wanted is {wanted}")
 
 
 def list_models(which: str) -> list[str]:
