@@ -103,7 +103,7 @@ class DataConfig(Section):
     """Pixels of zero padding for random crops."""
     flip: bool = False
     """Random horizontal flips."""
-    mean: list[float] | None = None
+    mean: list[Annotated[float, Field(ge=0, le=1)]] | None = None
     """Per channel, of images in 0..1: what is subtracted from them; unset: their own mean. Trained weights want
     those that they were trained with."""
     std: list[float] | None = None

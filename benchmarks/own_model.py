@@ -20,6 +20,7 @@ searches found. Torch-Pruning is wanted for its two rows: pip install torch-prun
 import argparse
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -34,7 +35,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bcnet.config import Config, load_config
-from bcnet.errors import UserError
+from bcnet.errors import Interrupted, UserError
 from bcnet.experiment import Experiment
 from bcnet.files import read_json, write_json
 from bcnet.machine import environment
@@ -272,6 +273,8 @@ def main() -> None:
         run(options)
     except UserError as error:
         parser.error(str(error))
+    except Interrupted as stopped:
+        sys.exit(f"{stopped}; the same command goes on")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -37,6 +37,7 @@ def test_a_resolved_config_reads_back_the_same(tmp_path):
         ("epochs=5", r"unknown key 'epochs'; did you mean 'train.epochs'\?"),
         ("train.epochs=many", "train.epochs: 'many' is wrong"),
         ("train.epochs=-1", "train.epochs: -1 is wrong.*greater than 0"),
+        ("data.mean=[123.675, 116.28, 103.53]", "data.mean.*123.675 is wrong.*less than or equal to 1"),  # of pixels in 0..255
         ("train.epochs", "not KEY=VALUE"),
         ("train.lr.x=3", "train.lr"),
         ("train=5", "train: 5 is wrong"),

@@ -159,6 +159,7 @@ class GroundTruth:
         absent = [name for name in names if name not in place]
         if absent:
             example = f"; the truth holds widths such as {self.names[0]!r}"
+            example += ", channel counts: give a file of those to bcnet score --widths" if self.has_channels else ""
             raise UserError(f"{where}: {len(absent)} of {len(names)} widths are not in the truth, first {absent[0]!r}{example}")
         return np.array([place[name] for name in names], dtype=np.int64)
 
