@@ -15,6 +15,7 @@ from bcnet.dense.results import DenseRecord, TrainedNetwork
 from bcnet.errors import UserError, first_line
 from bcnet.files import read_json
 from bcnet.locks import LOCK, TEMPORARY, leftovers
+from bcnet.plugins import trust_option
 from bcnet.results import (
     Comparison,
     FitRecord,
@@ -230,13 +231,15 @@ def _next(run: Path, findings: list[Finding]) -> str:
         config = run / "config.yaml"
         model = json.dumps(load_as(Config, config, trust=True).model.name) if states.get(config) == "whole" else "MODEL"
         return f"bcnet fit {model.strip(chr(34))} --config {run / 'config.yaml'} --out {run}"
+    trust = trust_option(read_yaml(run / "config.yaml")) if states.get(run / "config.yaml") == "whole" else ""
     if trained != "whole":
-        return f"bcnet {'dense train' if kind == 'dense' else 'train'} {run / 'config.yaml'} --out {run} --resume"
+        return f"bcnet {'dense train' if kind == 'dense' else 'train'} {run / 'config.yaml'} --out {run} --resume{trust}"
     if kind == "dense":
-        return f"bcnet dense {'retrain' if (run / 'search.json').exists() else 'derive'} {run}"
+        return f"bcnet dense {'retrain' if (run / 'search.json').exists() else 'derive'} {run}{trust}"
     if not (run / "search.json").exists():
-        return f"bcnet search {run} --budget flops=0.5"
+        return f"bcnet search {run} --budget flops=0.5{trust}"
     unfinished = [path for path, state in states.items() if state == "unfinished" and path.is_relative_to(run / "retrain")]
     begun = sorted({path.parent.parent.name.removeprefix("uniform-like-") for path in unfinished if "together" not in path.parts})
     widths = begun[0] if begun else "best"
-    return f"bcnet retrain {run} --widths {widths.removesuffix('-inherited')}{' --inherit' if widths.endswith('-inherited') else ''}"
+    inherits = " --inherit" if widths.endswith("-inherited") else ""
+    return f"bcnet retrain {run} --widths {widths.removesuffix('-inherited')}{inherits}{trust}"

@@ -58,6 +58,11 @@ def named_code(tree: Any) -> list[tuple[str, str]]:
     return found
 
 
+def trust_option(tree: Any) -> str:
+    """What a command on files of this config must say: nothing, where all code is bcnet's own."""
+    return " --trust" if named_code(tree) else ""
+
+
 def refuse_untrusted(code: Iterable[tuple[str, str]], where: object, trust: bool | Collection[str]) -> None:
     """Refuse to run code that a file names, unless somebody said that it may.
 

@@ -194,3 +194,22 @@ def test_contributing_shows_this_very_code():
     assert len(shown) >= 6
     for block in shown:
         assert block.strip() in code, block
+
+
+def test_the_next_command_can_be_given_as_it_stands(bcnet, tmp_path):
+    """Also for code from outside bcnet, which it must be told to trust."""
+    command = ["train", "digits/bcnetv2", *QUICK, "model.name=extensions:build", "--out", str(tmp_path / "run")]
+    for begins in ("bcnet search", "bcnet extract"):
+        code, out, err = bcnet(*command)
+        assert code == 0, err
+        (following,) = [line for line in out.splitlines() if line.startswith("next: ")]
+        assert following.startswith(f"next: {begins}")
+        command = (
+            following.removeprefix("next: bcnet ")
+            .partition(", or bcnet ")[0]
+            .replace("--out network", f"--out {tmp_path / 'network'}")
+            .split()
+        )
+    assert bcnet(*command)[0] == 0
+    advised = bcnet("doctor", tmp_path / "run")[1].splitlines()[-1]
+    assert advised == f"next: bcnet retrain {tmp_path / 'run'} --widths best --trust"

@@ -15,7 +15,6 @@ from bcnet.errors import Interrupted, UserError
 from bcnet.version import __version__
 
 if TYPE_CHECKING:
-    from bcnet.config import Config
     from bcnet.run import Run
     from bcnet.space.widths import Space, Widths
 
@@ -126,13 +125,6 @@ def opened(folder: Path, overrides: Sequence[str] | None, trust: bool) -> "Itera
         if trainer.step < trainer.total_steps:
             say(f"note: the training of {folder} stands at step {trainer.step:,} of {trainer.total_steps:,}")
         yield run, say
-
-
-def trusting(config: "Config") -> str:
-    """What the next command on a run must say where the config names code from outside bcnet."""
-    from bcnet.plugins import named_code
-
-    return " --trust" if named_code(config.model_dump()) else ""
 
 
 def finish(run: "Run", say: Say, *, then: str = "") -> None:

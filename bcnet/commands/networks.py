@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import OneWidth, Overrides, RunFolder, Say, Trust, app, finish, opened, trusting, widths_of_run
+from bcnet.commands.app import OneWidth, Overrides, RunFolder, Say, Trust, app, finish, opened, widths_of_run
 from bcnet.errors import UserError
 from bcnet.formatting import human, plural
+from bcnet.plugins import trust_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +109,11 @@ def retrain(
         else:
             for one in wanted:
                 retrain_widths(run, one, read_seeds(seeds), say, inherit=inherit, full=full, num_random=random)
-        finish(run, say, then=f"bcnet extract {folder} --widths {widths.partition(',')[0]} --out network{trusting(run.config)}")
+        finish(
+            run,
+            say,
+            then=f"bcnet extract {folder} --widths {widths.partition(',')[0]} --out network{trust_option(run.config.model_dump())}",
+        )
 
 
 def retrain_together(run: "Run", widths: "Sequence[Widths]", seeds: list[int], say: Say) -> None:
@@ -119,7 +124,7 @@ def retrain_together(run: "Run", widths: "Sequence[Widths]", seeds: list[int], s
         beside = (
             f"; alone {_accuracy(alone.acc)}"
             if alone
-            else f"; alone: bcnet retrain {run.folder} --widths {row.widths}{trusting(run.config)}"
+            else f"; alone: bcnet retrain {run.folder} --widths {row.widths}{trust_option(run.config.model_dump())}"
         )
         say(f"{row.widths}: test accuracy {_accuracy(row.acc)} over {plural(len(row.acc), 'seed')}, {human(row.flops)} FLOPs{beside}")
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import Overrides, RunFolder, Say, Trust, WidthsOption, app, finish, opened, read_named_widths, trusting
+from bcnet.commands.app import Overrides, RunFolder, Say, Trust, WidthsOption, app, finish, opened, read_named_widths
 from bcnet.errors import UserError
 from bcnet.formatting import human
+from bcnet.plugins import trust_option
 
 if TYPE_CHECKING:
     from bcnet.results import EvaluatedWidths, SearchRecord
@@ -97,7 +98,7 @@ def search(
     with opened(folder, chosen, trust) as (run, say):
         _take_anchors(run, anchors, say)
         search_widths(run, budget or (), say)
-        trust_it = trusting(run.config)
+        trust_it = trust_option(run.config.model_dump())
         finish(
             run,
             say,

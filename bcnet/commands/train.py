@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import RESUMES, Overrides, Say, Trust, app, finish, runtime, trusting
+from bcnet.commands.app import RESUMES, Overrides, Say, Trust, app, finish, runtime
+from bcnet.plugins import trust_option
 
 if TYPE_CHECKING:
     from bcnet.run import Run
@@ -29,7 +30,7 @@ def train(
 
         run = Run.create(folder, settings, resume=resume)
         train_supernet(run, say)
-        finish(run, say, then=f"bcnet search {folder} --budget flops=0.5{trusting(run.config)}")
+        finish(run, say, then=f"bcnet search {folder} --budget flops=0.5{trust_option(run.config.model_dump())}")
 
 
 def train_supernet(run: "Run", say: Say) -> None:
