@@ -23,11 +23,13 @@ def refuse_others(folder: Path, experiment: Experiment) -> None:
     """See that an experiment is what a folder was begun with, as far as that is known there.
 
     Raises:
-        UserError: other weights under the same name, other classes, or more or fewer images.
+        UserError: other weights under the same name, other classes, or more or fewer images; that of a run with weights is damaged.
     """
     try:
         known = read_environment(folder)
-    except UserError:  # damaged: it is no part of the training
+    except UserError:  # damaged: it is no part of the training, and only weights are told apart by nothing else
+        if experiment.config.model.weights is not None:
+            raise
         return
     now = made_of(experiment)
     before = {key: known.get(key, value) for key, value in now.items()}

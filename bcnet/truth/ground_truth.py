@@ -147,7 +147,7 @@ class GroundTruth:
     def knows_full(self, cost: str) -> bool:
         """Whether ``meta`` states the FLOPs or params of the full model."""
         stated = self.meta.get("full")
-        return isinstance(stated, dict) and is_number(stated.get(cost))
+        return isinstance(stated, dict) and is_number(stated.get(cost)) and stated[cost] >= 1
 
     def rows(self, names: list[str], where: str) -> npt.NDArray[np.int64]:
         """Positions of the given width strings.
