@@ -5,8 +5,9 @@
 ``time`` is a SIGKILL at a random moment; ``write`` one in the middle of a write, or before a rename, link, removal, truncation or
 fsync in the command's folder, by a library that stands before libc's own (Linux, with a C compiler). SIGINT and SIGTERM must end in
 one line, exit code 130 or 143, and no process left. Each life is a fork of a process that has imported everything; ``ranks`` is two real
-processes of torchrun. Files must be equal but for measured times, and nothing else may lie there. Prints a row of a table per command
-and way; exits with 1 if anything is wrong.
+processes of torchrun. Files must be equal but for measured times, and nothing else may lie there. What an end costs is how much longer all lives
+of a command took than one undisturbed, per end: work done again, and beginning anew. Prints a row of a table per command and way; exits with
+1 if anything is wrong.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -140,15 +142,17 @@ class Outcome:
     chains: int = 0
     wrong: list[str] = field(default_factory=list)
     slowest: float = 0.0
+    costs: list[float] = field(default_factory=list)  # seconds per end, of every run to the end
 
 
 @dataclass(frozen=True)
 class Life:
-    """How one process ended."""
+    """How one process ended: ``seconds`` from the signal if there was one, ``lived`` from its start."""
 
     code: int
     errors: str
     seconds: float
+    lived: float
     events: int
 
 
@@ -194,7 +198,7 @@ class Killer:
         errors, events = self.folder / "errors.txt", self.folder / "events.txt"
         events.write_text("0")
         errors.write_text("")
-        started = time.monotonic()
+        born = started = time.monotonic()
         if command:
             with errors.open("w") as file:
                 pid = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=file, start_new_session=True).pid
@@ -211,10 +215,10 @@ class Killer:
                 _, status = os.waitpid(pid, 0)
                 started = asked
             time.sleep(0.002)
-        seconds = time.monotonic() - started
+        ended_at = time.monotonic()
         left = _wait_for_end(pid)
         text = errors.read_text() + (f"\nLEFT: {left}" if left else "")
-        return Life(os.waitstatus_to_exitcode(status), text.strip(), seconds, int(events.read_text() or 0))
+        return Life(os.waitstatus_to_exitcode(status), text.strip(), ended_at - started, ended_at - born, int(events.read_text() or 0))
 
     def _be(self, arguments: Sequence[str], errors: Path, events: Path, at: int, under: Path | None) -> None:
         os.setsid()
@@ -289,7 +293,7 @@ def try_command(killer: Killer, name: str, way: str, kills: int, rng: random.Ran
         return Outcome(wrong=[f"undisturbed: {life.errors[-300:]}"])
     expected = contents(whole, is_measured=work.is_measured)
     while outcome.ends < kills and len(outcome.wrong) < 3:
-        folder = killer.start(killer.folder / f"killed-{name}")
+        folder, before, lived = killer.start(killer.folder / f"killed-{name}"), outcome.ends, 0.0
         for _ in range(200):
             if work.done and (folder / work.done).exists() and not (folder / f"{work.done}.partial").exists():
                 break
@@ -300,6 +304,7 @@ def try_command(killer: Killer, name: str, way: str, kills: int, rng: random.Ran
             if outcome.ends >= kills:
                 options = {}
             ended = killer.live(_placed(work.arguments, folder), **options)
+            lived += ended.lived
             if problem := _problem(ended, way):
                 outcome.wrong.append(problem)
                 break
@@ -308,6 +313,8 @@ def try_command(killer: Killer, name: str, way: str, kills: int, rng: random.Ran
             outcome.ends += 1
             outcome.slowest = max(outcome.slowest, ended.seconds if "send" in options else 0.0)
         outcome.chains += 1
+        if outcome.ends > before:
+            outcome.costs.append((lived - life.lived) / (outcome.ends - before))
         found = contents(folder, is_measured=work.is_measured)
         outcome.wrong += [f"chain {outcome.chains}: {what}" for what in differences(expected, found)][:3]
     return outcome
@@ -425,6 +432,10 @@ def main() -> None:
     folder = (options.out or Path(tempfile.mkdtemp(prefix="bcnet-kills-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     killer = Killer(folder, _load_shim(folder))
+    import matplotlib.figure
+    import sklearn.datasets
+    import torch._dynamo
+
     import bcnet.cli
     import bcnet.dense.run
     import bcnet.fit
@@ -435,7 +446,7 @@ def main() -> None:
     names = options.of.split(",")
     killer.prepare(names)
     is_wrong = False
-    print("| command | ended by | times | to the end | slowest to end | outcome |\n| --- | --- | --- | --- | --- | --- |", flush=True)
+    print("| command | ended by | times | to the end | slowest to end | an end costs | outcome |\n| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for name in names:
         for way in options.by.split(",") if name != RANKS else ["time"]:
             rng = random.Random(f"{options.seed} {name} {way}")
@@ -443,7 +454,8 @@ def main() -> None:
             is_wrong |= bool(outcome.wrong)
             said = "; ".join(outcome.wrong).replace("\n", " / ") or "the same bits, nothing left"
             slowest = f"{outcome.slowest:.1f} s" if way.startswith("SIG") else "-"
-            print(f"| {name} | {way} | {outcome.ends} | {outcome.chains} | {slowest} | {said} |", flush=True)
+            costs = f"{fmean(outcome.costs):.1f} s, at most {max(outcome.costs):.1f}" if outcome.costs else "-"
+            print(f"| {name} | {way} | {outcome.ends} | {outcome.chains} | {slowest} | {costs} | {said} |", flush=True)
     sys.exit(is_wrong)
 
 
