@@ -26,7 +26,7 @@ from bcnet.files import is_unused, write_json, write_text
 from bcnet.latency.timing import measure_networks
 from bcnet.machine import device_name
 from bcnet.models.factory import build_model
-from bcnet.plugins import named_code
+from bcnet.plugins import named_code, trust_option
 from bcnet.provenance import made_of, read_environment, refuse_others, sha256
 from bcnet.results import (
     BudgetRecord,
@@ -138,6 +138,11 @@ class Run:
     def costs(self) -> CostTable:
         """Costs of the width vectors."""
         return self.experiment.costs
+
+    @property
+    def trust_option(self) -> str:
+        """What a command on this run must say beside its name: ``" --trust"`` where its config names code, otherwise nothing."""
+        return trust_option(self.config.model_dump())
 
     # Training -------------------------------------------------------------------------------------------------------
 

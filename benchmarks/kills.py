@@ -5,9 +5,9 @@
 ``time`` is a SIGKILL at a random moment; ``write`` one in the middle of a write, or before a rename, link, removal, truncation or
 fsync in the command's folder, by a library that stands before libc's own (Linux, with a C compiler). SIGINT and SIGTERM must end in
 one line, exit code 130 or 143, and no process left. Each life is a fork of a process that has imported everything; ``ranks`` is two real
-processes of torchrun. Files must be equal but for measured times, and nothing else may lie there. What an end costs is how much longer all lives
-of a command took than one undisturbed, per end: work done again, and beginning anew. Prints a row of a table per command and way; exits with
-1 if anything is wrong.
+processes of torchrun. Files must be equal but for measured times, and nothing else may lie there. What an
+end costs is how much longer all lives of a command took than one undisturbed, per end: work done again, and beginning anew. Prints a
+row of a table per command and way; exits with 1 if anything is wrong.
 """
 
 import argparse
@@ -432,8 +432,8 @@ def main() -> None:
     folder = (options.out or Path(tempfile.mkdtemp(prefix="bcnet-kills-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     killer = Killer(folder, _load_shim(folder))
-    import matplotlib.figure
-    import sklearn.datasets
+    import matplotlib.figure  # noqa: F401
+    import sklearn.datasets  # noqa: F401
     import torch._dynamo
 
     import bcnet.cli
@@ -446,7 +446,8 @@ def main() -> None:
     names = options.of.split(",")
     killer.prepare(names)
     is_wrong = False
-    print("| command | ended by | times | to the end | slowest to end | an end costs | outcome |\n| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    columns = ("command", "ended by", "times", "to the end", "slowest to end", "an end costs", "outcome")
+    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|", flush=True)
     for name in names:
         for way in options.by.split(",") if name != RANKS else ["time"]:
             rng = random.Random(f"{options.seed} {name} {way}")

@@ -1,6 +1,7 @@
-"""A trained ResNet made smaller on CIFAR-10: by uniform widths, by Torch-Pruning, and by bcnet from its weights and from scratch.
+"""A trained network made smaller: by uniform widths, by Torch-Pruning, and by bcnet from its weights and from scratch.
 
-    python benchmarks/own_model.py --data FOLDER --weights resnet20-cifar10-12fca82f.th --out RUNS [--depth 20] [--seeds 0,1,2]
+    python benchmarks/own_model.py --data FOLDER --weights resnet20-cifar10-12fca82f.th --out RUNS [--seeds 0,1,2]
+    python benchmarks/own_model.py --config MY.yaml --weights MY_MODEL.safetensors --out RUNS
 
 FOLDER is what ``imagefolder`` reads. At each budget of multiply-adds all networks are trained by one recipe with the same passes:
 
@@ -12,9 +13,10 @@ bcnet          widths found by a supernet that starts from the trained weights a
 bcnet_sorted   the same widths with the trained model's own weights, as uniform has them
 scratch        widths found by a supernet from scratch; trained from scratch
 
-and beside them what NVIDIA publishes for FastNAS. With ``--epochs 0.5,10`` every network is trained from the same start for half an epoch
-and for ten, for who recovers first need not be who ends first. With ``--one-search`` the seeds after the first train what the first one's
-searches found. Torch-Pruning is wanted for its two rows: pip install torch-pruning. The same command goes on where it was.
+and beside ResNet20 what NVIDIA publishes for FastNAS. Without ``--weights`` there are ``uniform`` and ``scratch``, both trained from
+scratch. With ``--epochs 0.5,10`` every network is trained from the same start for half an epoch and for ten, for who recovers first
+need not be who ends first. With ``--one-search`` the seeds after the first train what the first one's searches found. Torch-Pruning is
+wanted for its two rows: pip install torch-pruning. The same command goes on where it was.
 """
 
 import argparse
@@ -79,23 +81,25 @@ class Study:
     def config(self, *more: str) -> Config:
         """The settings, maybe with others."""
         options = self.options
+        given = {
+            "data.root": options.data,
+            "model.name": options.model,
+            "train.epochs": options.supernet_epochs,
+            "train.lr": options.supernet_lr,
+            "retrain.lr": options.lr,
+        }
         own = [
-            "data.source=imagefolder",
-            f"data.root={options.data}",
-            f"data.num_val={options.num_val}",
-            f"model.name=cifar/resnet{options.depth}_padded",
+            *(["data.source=imagefolder"] if options.data else []),
+            *(f"{key}={value}" for key, value in given.items() if value is not None),
             f"seed={self.seed}",
             f"train.strategy={options.strategy}",
-            f"train.epochs={options.supernet_epochs}",
             f"retrain.epochs={options.epochs.split(',')[0]}",
-            f"train.lr={options.supernet_lr}",
-            f"retrain.lr={options.lr}",
             f"search.short_trainings={options.short_trainings}",
             f"search.short_epochs={options.short_epochs}",
             f"device={options.device}",
             *options.set,
         ]
-        return load_config("cifar/resnet20_padded", [*own, *more])
+        return load_config(options.config, [*own, *more])
 
     def supernet(self, start: str) -> Run:
         """A supernet, trained as far as it was not: from the trained weights (``trained``) or from ``scratch``."""
@@ -109,8 +113,8 @@ class Study:
 
     @cached_property
     def experiment(self) -> Experiment:
-        """The trained model, its space and the images."""
-        return Experiment(self.config(f"model.weights={self.options.weights}"))
+        """The trained model, if there is one, its space and the images."""
+        return Experiment(self.config(*([f"model.weights={self.options.weights}"] if self.options.weights else [])))
 
     @cached_property
     def trained(self) -> nn.Module:
@@ -128,8 +132,9 @@ class Study:
     # The rows ------------------------------------------------------------------------------------------------------------
 
     def uniform(self, flops: float) -> nn.Module:
-        """The same share of every layer."""
-        return self.subnet(self.experiment.uniform_channels(flops))
+        """The same share of every layer; without trained weights not trained yet."""
+        channels = self.experiment.uniform_channels(flops)
+        return self.subnet(channels) if self.options.weights else self._untrained(channels)
 
     def magnitude(self, flops: float) -> nn.Module:
         """Torch-Pruning by magnitude."""
@@ -150,7 +155,10 @@ class Study:
 
     def scratch(self, flops: float) -> nn.Module:
         """Found from scratch, not trained yet."""
-        return narrow(self.experiment.build_model(self.seed), self.experiment.space, self.searched.found("scratch", flops))
+        return self._untrained(self.searched.found("scratch", flops))
+
+    def _untrained(self, channels: Sequence[int]) -> nn.Module:
+        return narrow(self.experiment.build_model(self.seed), self.experiment.space, channels)
 
     def found(self, start: str, flops: float) -> list[int]:
         """Channels per group that a search finds; searched once."""
@@ -184,7 +192,7 @@ class Study:
             pruning_ratio=0.95,
             max_pruning_ratio=0.9,
             iterative_steps=PRUNING_STEPS,
-            ignored_layers=[model.classifier],
+            ignored_layers=[module for module in model.modules() if isinstance(module, nn.Linear)][-1:],
         )
         batches = [(x.cpu(), y.cpu()) for x, y in own.data.eval_batches("train", 256, 256 * PRUNING_BATCHES)]
         for _ in range(PRUNING_STEPS):
@@ -235,7 +243,7 @@ class Study:
         return dict(read_json(file, "a result"))
 
     def _identity(self, method: str, budget: float, epochs: float) -> str:
-        weights = hashlib.sha256(self.options.weights.read_bytes()).hexdigest()
+        weights = hashlib.sha256(self.options.weights.read_bytes()).hexdigest() if self.options.weights else ""
         sections = {"data", "model", "retrain"} if method in METHODS[:3] else None  # of the config, those that matter; None: all
         config = self.config(f"retrain.epochs={epochs}").model_dump_json(include=sections)
         return hashlib.sha256(f"{config} {weights} {method} {budget} {self.seed}".encode()).hexdigest()
@@ -249,23 +257,23 @@ class Study:
 def main() -> None:
     """Run what is missing and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--config", default="cifar/resnet20_padded", help="a shipped one or a YAML file")
+    parser.add_argument("--data", type=Path, help="folder of images; unset: as the config has it")
+    parser.add_argument("--model", help="unset: as the config has it")
+    parser.add_argument("--weights", type=Path, help="the trained model's; unset: everything from scratch")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--depth", type=int, choices=(20, 56), default=20)
     parser.add_argument("--budgets", default="0.73,0.5,0.25", help="shares of the model's multiply-adds")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", help=f"of {','.join(METHODS)}")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--strategy", default="bcnetv2_distilled")
-    parser.add_argument("--supernet-epochs", type=float, default=10)
-    parser.add_argument("--supernet-lr", type=float, default=0.02)
+    parser.add_argument("--supernet-epochs", type=float)
+    parser.add_argument("--supernet-lr", type=float)
     parser.add_argument("--short-trainings", type=int, default=24, help="at every budget, to correct the scores")
     parser.add_argument("--short-epochs", type=float, default=0.25)
     parser.add_argument("--one-search", action="store_true", help="with the first seed; the others train what it found")
     parser.add_argument("--epochs", default="20", help="of training every network; several: for so long each, from the same start")
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--lr", type=float, help="of training every network")
     parser.add_argument("--full", action="store_true", help="train the full model as long, too")
-    parser.add_argument("--num-val", type=int, default=5000)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings, such as score.additive=300")
     options = parser.parse_args()
@@ -280,10 +288,11 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     """Every seed, method, budget and length of training."""
     budgets, lengths = ([float(one) for one in text.split(",")] for text in (options.budgets, options.epochs))
-    methods = options.methods.split(",")
-    unknown = [method for method in methods if method not in METHODS]
+    known = METHODS if options.weights else ("uniform", "scratch")
+    methods = options.methods.split(",") if options.methods else known
+    unknown = [method for method in methods if method not in known]
     if unknown:
-        raise UserError(f"--methods: {unknown[0]!r} is none of {', '.join(METHODS)}")
+        raise UserError(f"--methods: {unknown[0]!r} is none of {', '.join(known)}{'' if options.weights else ' without --weights'}")
     studies: list[Study] = []
     for seed in options.seeds.split(","):
         studies.append(Study(options, int(seed), studies[0] if options.one_search and studies else None))
@@ -294,18 +303,20 @@ def run(options: argparse.Namespace) -> None:
             print(table(rows), flush=True)
     models = {epochs: [study.of_model(epochs) for study in studies] for epochs in lengths} if options.full else {}
     draw(options.out / "own_model.png", rows)
+    is_resnet20 = studies[0].config().model.name == "cifar/resnet20_padded"
     record = {
         "model": models,
         "rows": [{"budget": budget, "epochs": epochs, "methods": methods} for (budget, epochs), methods in rows.items()],
         "searches": [read_json(file, "a search") for file in sorted(options.out.glob("seed*/found-*.json"))],
-        "published": PUBLISHED,
+        "published": PUBLISHED if is_resnet20 else None,
         "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
         "config": studies[0].config().model_dump(mode="json"),
         "environment": environment(studies[0].experiment.device),
     }
     write_json(options.out / "results.json", record)
     print(json.dumps(models))
-    print(f"{PUBLISHED['what']}: {PUBLISHED['model']} to {PUBLISHED['found']}")
+    if is_resnet20:
+        print(f"{PUBLISHED['what']}: {PUBLISHED['model']} to {PUBLISHED['found']}")
 
 
 def table(rows: Rows) -> str:

@@ -8,7 +8,6 @@ import typer
 from bcnet.commands.app import OneWidth, Overrides, RunFolder, Say, Trust, app, finish, opened, widths_of_run
 from bcnet.errors import UserError
 from bcnet.formatting import human, plural
-from bcnet.plugins import trust_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +111,7 @@ def retrain(
         finish(
             run,
             say,
-            then=f"bcnet extract {folder} --widths {widths.partition(',')[0]} --out network{trust_option(run.config.model_dump())}",
+            then=f"bcnet extract {folder} --widths {widths.partition(',')[0]} --out network{run.trust_option}",
         )
 
 
@@ -122,9 +121,7 @@ def retrain_together(run: "Run", widths: "Sequence[Widths]", seeds: list[int], s
     for row in record.together:
         alone = known.get(str(row.widths))
         beside = (
-            f"; alone {_accuracy(alone.acc)}"
-            if alone
-            else f"; alone: bcnet retrain {run.folder} --widths {row.widths}{trust_option(run.config.model_dump())}"
+            f"; alone {_accuracy(alone.acc)}" if alone else f"; alone: bcnet retrain {run.folder} --widths {row.widths}{run.trust_option}"
         )
         say(f"{row.widths}: test accuracy {_accuracy(row.acc)} over {plural(len(row.acc), 'seed')}, {human(row.flops)} FLOPs{beside}")
 

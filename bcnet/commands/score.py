@@ -10,7 +10,6 @@ import typer
 from bcnet.commands.app import Overrides, RunFolder, Say, Trust, WidthsOption, app, finish, opened, read_named_widths
 from bcnet.errors import UserError
 from bcnet.formatting import human
-from bcnet.plugins import trust_option
 
 if TYPE_CHECKING:
     from bcnet.results import EvaluatedWidths, SearchRecord
@@ -98,12 +97,8 @@ def search(
     with opened(folder, chosen, trust) as (run, say):
         _take_anchors(run, anchors, say)
         search_widths(run, budget or (), say)
-        trust_it = trust_option(run.config.model_dump())
-        finish(
-            run,
-            say,
-            then=f"bcnet extract {folder} --widths best --out network{trust_it}, or bcnet retrain {folder} --widths best{trust_it}",
-        )
+        extract, retrain = (f"bcnet {what} {folder} --widths best" for what in ("extract", "retrain"))
+        finish(run, say, then=f"{extract} --out network{run.trust_option}, or {retrain}{run.trust_option}")
 
 
 def _take_anchors(run: "Run", file: str | None, say: Say) -> None:

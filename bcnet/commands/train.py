@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bcnet.commands.app import RESUMES, Overrides, Say, Trust, app, finish, runtime
-from bcnet.plugins import trust_option
 
 if TYPE_CHECKING:
     from bcnet.run import Run
@@ -30,7 +29,7 @@ def train(
 
         run = Run.create(folder, settings, resume=resume)
         train_supernet(run, say)
-        finish(run, say, then=f"bcnet search {folder} --budget flops=0.5{trust_option(run.config.model_dump())}")
+        finish(run, say, then=f"bcnet search {folder} --budget flops=0.5{run.trust_option}")
 
 
 def train_supernet(run: "Run", say: Say) -> None:

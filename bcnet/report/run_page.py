@@ -12,7 +12,6 @@ import numpy as np
 from bcnet.errors import UserError
 from bcnet.experiment import LOOKED_AT
 from bcnet.formatting import human
-from bcnet.plugins import trust_option
 from bcnet.progress import notice
 from bcnet.report import plots
 from bcnet.report.page import Page, commands, details, links, picture, table, text
@@ -278,7 +277,7 @@ def _evaluated(rows: Sequence[EvaluatedWidths], budgets: Sequence[str] = ()) -> 
 
 def _next_commands(run: Run, search: SearchRecord | None) -> list[str]:
     """What most would do now, ready to paste."""
-    trust = trust_option(run.config.model_dump())
+    trust = run.trust_option
     if search is None:
         return [f"bcnet search {run.folder} --budget flops=0.5{trust}", f"bcnet score {run.folder} --widths random:300{trust}"]
     lines = [f"bcnet extract {run.folder} --widths {search.best.widths} --out network{trust}"]
