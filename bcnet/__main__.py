@@ -62,9 +62,16 @@ def _stop_again(ignored: Any) -> None:
     if not isinstance(ignored.exc_value, Stopped):
         sys.__unraisablehook__(ignored)
         return
-    again = Timer(AGAIN_SECONDS, os.kill, (os.getpid(), ignored.exc_value.signal))
+    again = Timer(AGAIN_SECONDS, _signal_again, (ignored.exc_value.signal,))
     again.daemon = True
     again.start()
+
+
+def _signal_again(number: int) -> None:
+    if os.name == "nt":  # where kill ends a process without asking it
+        signal.raise_signal(number)
+    else:  # wakes the main thread, too, from what it waits for
+        os.kill(os.getpid(), number)
 
 
 def _forget_working_directory() -> None:

@@ -1,6 +1,7 @@
 """The exceptions that the command line knows, and how an error becomes one line."""
 
 import signal
+from typing import ClassVar
 
 MOST = 1500  # characters of a message
 
@@ -46,11 +47,24 @@ class Stopped(KeyboardInterrupt):
 
     Args:
         signal_number: of the signal.
+
+    Attributes:
+        last: the newest of this command.
     """
+
+    last: ClassVar["Stopped | None"] = None
 
     def __init__(self, signal_number: int) -> None:
         super().__init__()
         self.signal = signal_number
+        Stopped.last = self
+
+
+def stop_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The stop that an error is, or that a library made into it: compiled code that calls Python makes any exception one of its own."""
+    if isinstance(error, KeyboardInterrupt):
+        return error
+    return Stopped.last if isinstance(error, Exception) else None
 
 
 def first_line(error: BaseException) -> str:

@@ -45,7 +45,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, new: bool = Fal
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     try:
         write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:  # Windows flushes no file that is open for reading only
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_UMASK)
         if new:

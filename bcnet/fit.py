@@ -48,8 +48,11 @@ class Fit:
         self.experiment.data.train_batches("full_train", config.retrain.batch_size, 0)
         self.flops = count_flops(model, self.experiment.data.input_shape)
         self.params = sum(parameter.numel() for parameter in model.parameters())
-        if process_rank() == 0 and not written.is_file():
+        if process_rank() != 0:
+            return
+        if not written.is_file():
             write_text(written, dump_config(config), new=True)
+        if not (folder / "environment.json").is_file():  # its beginning may have been killed between the two
             write_json(folder / "environment.json", made_of(self.experiment) | self.experiment.environment())
 
     def run(self, seeds: Sequence[int]) -> FitRecord:

@@ -49,7 +49,7 @@ class Work:
         widths: that a search scores; of a greedy descent the most it can.
         short_steps: of all short trainings of a search together.
         short_step_seconds: of one of these steps at full width, which no width takes longer than.
-        gib: largest memory of the process, or of the GPU.
+        gib: largest memory of the process, or of the GPU; unset where the system does not say.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -61,7 +61,7 @@ class Work:
     widths: int
     short_steps: int
     short_step_seconds: float
-    gib: float
+    gib: float | None
     device: str
 
 
@@ -133,10 +133,12 @@ def _draw(costs: CostTable, seed: int) -> np.ndarray:  # type: ignore[type-arg]
     return np.random.default_rng(seed).integers(space.narrowest, [group.bins + 1 for group in space.groups], (_SAMPLED, len(space.groups)))
 
 
-def _peak_gib(device: torch.device) -> float:
+def _peak_gib(device: torch.device) -> float | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -64,6 +64,13 @@ def test_a_stopped_training_goes_on_to_the_same_network(tmp_path, monkeypatch):
     assert rows[0][1].split(",")[2] == rows[1][-2].split(",")[2]
 
 
+def test_a_training_that_was_killed_in_its_first_moment_goes_on(tmp_path):
+    Fit(tmp_path / "fit", settings())
+    (tmp_path / "fit" / "environment.json").unlink()  # the config was written, this not yet
+    Fit(tmp_path / "fit", settings())
+    assert json.loads((tmp_path / "fit" / "environment.json").read_text())["images"]
+
+
 def test_trained_weights_are_where_a_training_may_begin(tmp_path):
     Fit(tmp_path / "first", settings()).run([0])
     weights = f"model.weights={tmp_path / 'first' / 'seed0' / 'network.safetensors'}"

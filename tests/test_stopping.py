@@ -143,6 +143,26 @@ def test_a_signal_after_the_last_step_is_not_lost(run, monkeypatch):
         trainer.run(until_step=1)
 
 
+def test_a_stop_that_a_library_made_into_an_error_of_its_own_is_a_stop(bcnet, run, monkeypatch, raising):
+    def draw(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except Stopped:
+            raise ValueError("Invalid bounding box") from None  # as matplotlib's C++ does
+
+    monkeypatch.setattr("bcnet.scoring.scorer.Scorer._evaluate", draw)
+    code, _, err = bcnet("score", run.folder, "--widths", "full", "score.additive=null")
+    assert (code, err) == (130, "bcnet: stopped by SIGINT; the same command goes on where it was\n")
+
+
+def test_an_error_after_an_earlier_commands_stop_is_an_error(bcnet, run, monkeypatch):
+    Stopped(signal.SIGINT)  # of another command in this process
+    monkeypatch.setattr("bcnet.scoring.scorer.Scorer._evaluate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bcnet("score", run.folder, "--widths", "full", "score.additive=null")
+
+
 def test_how_a_plain_ctrl_c_reads():
     stopped = Interrupted.by(KeyboardInterrupt(), "go on")
     assert (str(stopped), stopped.signal) == ("stopped by SIGINT; go on", 2)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from bcnet.errors import Interrupted, UserError
+from bcnet.errors import Interrupted, Stopped, UserError, stop_behind
 from bcnet.version import __version__
 
 if TYPE_CHECKING:
@@ -26,9 +26,14 @@ class _Commands(TyperGroup):
     """All commands: whatever asks one to stop is said in one line, which typer would not do."""
 
     def invoke(self, ctx: Any) -> Any:
+        Stopped.last = None
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
+        except Interrupted:
+            raise
+        except BaseException as error:
+            if (stop := stop_behind(error)) is None:
+                raise
             raise Interrupted.by(stop) from None
 
 
@@ -89,10 +94,12 @@ def stoppable(then: str = GOES_ON) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt as stop:
-        raise Interrupted.by(stop, then) from None
     except Interrupted as stopped:  # of a training, which says how far it went
         raise Interrupted(f"{stopped}; {then}", stopped.signal) from None
+    except BaseException as error:
+        if (stop := stop_behind(error)) is None:
+            raise
+        raise Interrupted.by(stop, then) from None
 
 
 @contextmanager

@@ -117,4 +117,5 @@ def _say_work(experiment: "Experiment", say: Say) -> None:
             f"short trainings: {experiment.config.search.short_trainings} of {experiment.short_steps:,} steps, up to "
             f"{found.short_step_seconds:.3g} s per step: up to {duration(found.short_steps * found.short_step_seconds)}"
         )
-    say(f"memory: {found.gib:.2g} GiB of the {'GPU' if found.device == 'cuda' else 'process'} at most")
+    whose = "GPU" if found.device == "cuda" else "process"
+    say(f"memory: {'not known on this system' if found.gib is None else f'{found.gib:.2g} GiB of the {whose} at most'}")

@@ -1,0 +1,89 @@
+"""Systems without POSIX: bcnet's own code sees Windows (`elsewhere/sitecustomize.py`), also in its worker processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from patience import patience
+from PIL import Image
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shown on Linux; elsewhere all tests run as it is there")
+
+QUICK = ("train.epochs=2", "search.evaluations=20", "search.algorithm.population=8", "retrain.epochs=1", "score.calibration_images=64")
+COMMANDS = """
+import json, sys
+import bcnet.locks
+from bcnet.cli import main
+
+assert bcnet.locks.fcntl is None
+for command in json.loads(sys.argv[1]):
+    try:
+        main(command)
+    except SystemExit as end:
+        assert not end.code, command
+"""
+
+
+def elsewhere(script, *arguments):
+    """Run a script where bcnet sees Windows, with its usual encoding of output; returns output and errors."""
+    paths = [str(Path(__file__).parent / "elsewhere"), str(Path(__file__).parents[1])]
+    found = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
+        capture_output=True,
+        encoding="cp1252",
+        timeout=patience(250),
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout, found.stderr
+
+
+def test_a_whole_experiment_where_there_is_no_posix(tmp_path):
+    run, truth = str(tmp_path / "run"), str(tmp_path / "truth.json")
+    commands = [
+        ["profile", "digits/bcnetv2", *QUICK],
+        ["train", "digits/bcnetv2", "--out", run, *QUICK],
+        ["train", "digits/bcnetv2", "--out", run, "--resume", *QUICK],
+        ["search", run, "--budget", "flops=0.5"],
+        ["extract", run, "--widths", "best", "--out", str(tmp_path / "network"), "--formats", "none"],
+        ["extract", run, "--widths", "best", "--out", str(tmp_path / "network"), "--formats", "none"],
+        ["retrain", run, "--widths", "best", "--seeds", "0"],
+        ["truth", "build", "digits/truth", "--out", truth, "--widths", "random:3", "--seeds", "1", "--workers", "2", "retrain.epochs=1"],
+        ["doctor", run],
+    ]
+    out, errors = elsewhere(COMMANDS, json.dumps(commands))
+    assert "memory: not known on this system" in out
+    assert "the compiled kernels are for Linux only" in errors
+    assert len(json.loads(Path(truth).read_text(encoding="utf-8")).keys() - {"meta"}) == 3
+    assert not list(tmp_path.rglob("*.bcnet.*"))
+
+
+def test_a_cache_of_images_that_is_in_use_and_pictures_that_are_streamed(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 24), ("test", 6)):
+        for name in ("left", "rïght"):
+            folder = tmp_path / "pictures" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    own = ["data.source=imagefolder", f"data.root={tmp_path / 'pictures'}", "data.num_val=8", "data.resident_gib=0", "train.batch_size=8"]
+    settings = ["digits/bcnetv2", *own, "model.name=cifar/resnet20", "train.epochs=1", "amp=off", "threads=1"]
+    commands = [
+        ["train", *settings, "--out", str(tmp_path / "first")],
+        ["train", *settings, "--out", str(tmp_path / "second"), "data.image_size=16"],
+        ["train", *settings, "--out", str(tmp_path / "streamed"), "data.image_size=16", "data.streaming=true", "workers=1"],
+        ["score", str(tmp_path / "streamed"), "--widths", "full", "score.additive=null", "score.calibration_images=16"],
+    ]
+    elsewhere(COMMANDS, json.dumps(commands))
+    assert (tmp_path / "streamed" / "scores.json").is_file()
+
+
+def test_what_it_shows_is_missing_indeed():
+    script = "import bcnet.files, bcnet.forecast\nfor name in ('fork', 'O_CLOEXEC', 'geteuid'): assert not hasattr(bcnet.files.os, name)\n"
+    script += "assert (bcnet.files.os.name, bcnet.forecast.sys.platform) == ('nt', 'win32')\nimport os, fcntl; assert hasattr(os, 'fork')"
+    elsewhere(script)
