@@ -1,10 +1,12 @@
 """Writing files so that each is either whole or absent, and reading them without trusting them."""
 
 import csv
+import errno
 import io
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 from bcnet.errors import UserError
 from bcnet.locks import TEMPORARY, hold_new, leftovers
 from bcnet.trees import parse_json
+
+_PATIENCE = 40  # tries, of 50 ms
 
 
 def shipped(name: str) -> Path:
@@ -49,9 +53,9 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, new: bool = Fal
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_UMASK)
         if new:
-            path.hardlink_to(temporary)
+            _claim(path, temporary)
         else:
-            temporary.replace(path)
+            _replace(path, temporary)
     except FileExistsError as error:
         raise UserError(f"{path}: another process has just written it") from error
     except OSError as error:
@@ -60,6 +64,29 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, new: bool = Fal
         temporary.unlink(missing_ok=True)
         if handle is not None:
             os.close(handle)
+
+
+def _claim(path: Path, temporary: Path) -> None:
+    """Give a new file its name, if nobody has taken it."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # exFAT knows no links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        _replace(path, temporary)
+
+
+def _replace(path: Path, temporary: Path) -> None:
+    """Give a file its name; on Windows whoever reads what stands there is waited for."""
+    for _ in range(_PATIENCE if os.name == "nt" else 0):
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            time.sleep(0.05)
+    temporary.replace(path)
 
 
 def _temporary(path: Path) -> tuple[int | None, Path]:

@@ -85,21 +85,21 @@ def work(experiment: Experiment) -> Work:
     """Train a fresh supernet for a few steps and score a few width vectors; nothing is written."""
     trainer = experiment.make_trainer()
     trainer.run(1)
-    begun, first = time.monotonic(), trainer.step
-    while trainer.step < min(trainer.total_steps, first + _MOST_STEPS) and time.monotonic() - begun < _MOST_SECONDS:
+    begun, first = time.perf_counter(), trainer.step
+    while trainer.step < min(trainer.total_steps, first + _MOST_STEPS) and time.perf_counter() - begun < _MOST_SECONDS:
         trainer.run(trainer.step + 1)
         if experiment.device.type == "cuda":
             torch.cuda.synchronize(experiment.device)
-    seconds = (time.monotonic() - begun) / max(1, trainer.step - first)
+    seconds = max(1e-9, time.perf_counter() - begun) / max(1, trainer.step - first)
     supernet = trainer.trained
     assert isinstance(supernet, Supernet)
     scorer, rng = experiment.make_scorer(supernet), np.random.default_rng(0)
     scorer.sample = []
     scorer.score(experiment.space.narrowest)  # and what the full width predicts
     wanted: list[Widths] = list({experiment.space.sample(rng) for _ in range(_SCORED)})
-    begun = time.monotonic()
+    begun = time.perf_counter()
     scorer.score_many(wanted)
-    width_seconds = (time.monotonic() - begun) / len(wanted)
+    width_seconds = (time.perf_counter() - begun) / len(wanted)
     short_steps = experiment.config.search.short_trainings * experiment.short_steps
     return Work(
         step_seconds=seconds,
@@ -122,9 +122,9 @@ def _seconds_at_full_width(experiment: Experiment, more: int = 5) -> float:
     seconds = []
     for steps in (1, 1, 1 + more):  # the first is slower than any other
         short = recipe.model_copy(update={"epochs": steps / steps_per_epoch, "warmup_epochs": 0.0})
-        begun = time.monotonic()
+        begun = time.perf_counter()
         experiment.train_width(experiment.space.channels(experiment.space.full), [seed], recipe=short, part="train")
-        seconds.append(time.monotonic() - begun)
+        seconds.append(time.perf_counter() - begun)
     return (seconds[2] - seconds[1]) / more if seconds[2] > seconds[1] else seconds[2] / (1 + more)
 
 

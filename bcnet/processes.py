@@ -103,9 +103,9 @@ def end_workers(workers: Sequence[Worker], seconds: float = GRACE_SECONDS) -> No
     """End processes: by SIGTERM, then, after some seconds, by force."""
     for worker in workers:
         worker.process.terminate()
-    deadline = time.monotonic() + seconds
+    deadline = time.perf_counter() + seconds
     for worker in workers:
-        worker.process.join(max(0.0, deadline - time.monotonic()))
+        worker.process.join(max(0.0, deadline - time.perf_counter()))
         worker.process.kill()
         worker.process.join()
         worker.channel.close()
@@ -129,7 +129,8 @@ def work_off(start: Callable[[], Callable[[Any], Any]], tasks: Iterable[Any], co
     waiting = list(tasks)[::-1]
     workers: list[Worker] = []
     try:
-        for _ in range(min(count, len(waiting))):
+        most = 60 if sys.platform == "win32" else count  # Windows waits for no more than 63 things
+        for _ in range(min(count, len(waiting), most)):
             workers.append(Worker(start))
         busy = {worker.channel: worker for worker in workers}
         while busy:

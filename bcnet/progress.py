@@ -33,7 +33,7 @@ class ProgressBar:
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.done = label, total, done
-        self._start, self._first = time.monotonic(), done
+        self._start, self._first = time.perf_counter(), done
         self._stepped = self._start
         self._next_line = self._start + _FIRST_LINE_SECONDS
         self._fields = ""
@@ -60,14 +60,14 @@ class ProgressBar:
 
     def rate(self) -> float:
         """Steps per second since the start of this process's work."""
-        return (self.done - self._first) / max(1e-9, time.monotonic() - self._start)
+        return (self.done - self._first) / max(1e-9, time.perf_counter() - self._start)
 
     def seconds_left(self) -> float | None:
         """As long as the rest takes at the rate so far, ``None`` before the first step; counts down between steps."""
         if self.done <= self._first:
             return None
         per_step = (self._stepped - self._start) / (self.done - self._first)
-        return max(0.0, per_step * (self.total - self.done) - (time.monotonic() - self._stepped))
+        return max(0.0, per_step * (self.total - self.done) - (time.perf_counter() - self._stepped))
 
     def skip(self, steps: int) -> None:
         """Count steps that need no work, as an earlier process did them; the time left is not reckoned from them."""
@@ -77,9 +77,9 @@ class ProgressBar:
     def update(self, done: int, note: str = "") -> None:
         """Say that ``done`` steps are done in all; ``note`` is shown beside the rate."""
         if done > self.done:
-            self._stepped = time.monotonic()
+            self._stepped = time.perf_counter()
         self.done, self._fields = done, note or self._fields
-        now = time.monotonic()
+        now = time.perf_counter()
         if self._bar:
             self._bar.update(self._task, completed=done, note=self._fields)
         elif self._speaks and now >= self._next_line:

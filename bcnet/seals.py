@@ -77,7 +77,7 @@ def read_line(line: bytes) -> Any:
     Raises:
         ValueError: the line is damaged.
     """
-    text = line.decode("utf-8")
+    text = line.decode("utf-8").rstrip("\r")  # of editors on Windows
     if not text.startswith("{"):
         seal, _, text = text.partition(" ")
         if seal != _of_line(text):

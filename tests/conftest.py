@@ -24,6 +24,12 @@ def pytest_runtest_protocol(item):
     return (yield)
 
 
+def pytest_runtest_setup(item):
+    for name, is_here in (("posix", sys.platform != "win32"), ("linux", sys.platform.startswith("linux"))):
+        if item.get_closest_marker(name) and not is_here:
+            pytest.skip(f"needs {name}")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Decoded images never go to the user's cache folder."""
@@ -92,7 +98,10 @@ def start_two():
     """Start a script as two processes of torchrun; without kernels, which take a minute to compile where others want the machine, too."""
 
     def start(script, *arguments, **options):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *map(str, arguments)]
+        if sys.platform == "win32":
+            pytest.skip("torchrun is not for Windows: its rendezvous wants libuv, which PyTorch has not there")
+        torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+        launch = [sys.executable, "-m", *torchrun, str(script), *map(str, arguments)]
         return subprocess.Popen(launch, env=os.environ | {"OMP_NUM_THREADS": "1", "BCNET_KERNELS": "off"}, text=True, **options)
 
     return start

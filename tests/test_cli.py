@@ -240,6 +240,7 @@ def test_a_truth_of_another_space_is_refused(bcnet, tmp_path):
     refused(bcnet("rank", tmp_path / "scores.json", "--truth", tmp_path / "truth.json"), "3 of 3 widths", "'11111'", "'1111'")
 
 
+@pytest.mark.posix
 def test_a_full_disk_loses_nothing(run):
     """A limit on the file size stands in for the full disk: writing fails with a signal or EFBIG, as ENOSPC would."""
     before = (run.folder / "checkpoint.pt").read_bytes()
@@ -294,7 +295,7 @@ def test_a_stop_is_not_lost_where_exceptions_are_ignored(number):
         "import os, signal, time, bcnet.__main__ as module, bcnet.cli\n"
         "class Late:\n"
         "    def __del__(self):\n"
-        f"        os.kill(os.getpid(), {number:d}); time.sleep(0.1)\n"
+        f"        signal.raise_signal({number:d}); time.sleep(0.1)\n"
         "def run(arguments):\n"
         "    late = Late(); del late\n"
         "    time.sleep(60)\n"
@@ -304,6 +305,7 @@ def test_a_stop_is_not_lost_where_exceptions_are_ignored(number):
     assert (result.returncode, result.stderr.strip()) == (128 + number, f"bcnet: stopped by {number.name}")
 
 
+@pytest.mark.posix
 def test_ctrl_c_while_libraries_are_imported_is_one_line():
     """Whenever it comes, from the first import on."""
     code = (
@@ -343,6 +345,7 @@ def test_it_runs_as_a_module_and_help_is_quick():
     assert "torch" not in {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
 
 
+@pytest.mark.posix
 def test_two_processes_share_the_scoring_and_find_the_same(run, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     for folder in (alone, shared):

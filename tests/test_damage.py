@@ -385,6 +385,7 @@ def source(root):
     return load_source(DataConfig(source="imagefolder", root=root))
 
 
+@pytest.mark.posix
 def test_links_that_lead_nowhere_and_pipes_among_images_are_refused(images):
     path = images / "train" / "one" / "odd.png"
     for make in (lambda: path.symlink_to("gone.png"), lambda: path.symlink_to(path), lambda: os.mkfifo(path), path.mkdir):
@@ -398,6 +399,7 @@ def test_links_that_lead_nowhere_and_pipes_among_images_are_refused(images):
     assert len(source(images).train) == 7
 
 
+@pytest.mark.linux
 def test_names_of_other_alphabets_are_read_and_those_of_none_refused(images):
     strange = os.fsdecode("b\xff.png".encode("latin-1"))
     shutil.copy(images / "train" / "one" / "0.png", images / "train" / "one" / strange)
@@ -428,7 +430,8 @@ def test_pictures_that_are_none_are_refused_in_one_line(images, recwarn):
     assert not recwarn.list
 
 
-def test_a_damaged_image_cache_is_made_anew(images, capsys):
+def test_a_damaged_image_cache_is_made_anew(images, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("BCNET_CACHE", str(tmp_path / "cache"))
     before = source(images).train.images.clone()
     cached = max(cache_folder().glob("images-*.npy"), key=lambda path: path.stat().st_mtime_ns)
     whole = cached.read_bytes()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from bcnet.doctor import examine
@@ -22,7 +24,7 @@ def test_what_was_begun_is_unfinished_and_its_command_is_named(bcnet, run, quick
     folder = run.folder / "retrain" / "22222" / "seed0"
     folder.mkdir(parents=True)
     (folder / "checkpoint-abc.pt").write_bytes(run.checkpoint.read_bytes())
-    assert states(run.folder)["retrain/22222/seed0/checkpoint-abc.pt"] == "whole"
+    assert states(run.folder)[str(Path("retrain/22222/seed0/checkpoint-abc.pt"))] == "whole"
     from bcnet.run import Run
 
     begun = Run.create(tmp_path / "begun", quick_config)
@@ -34,6 +36,7 @@ def test_what_was_begun_is_unfinished_and_its_command_is_named(bcnet, run, quick
     assert len(examine(tmp_path).next) == 2
 
 
+@pytest.mark.posix
 def test_what_kills_left_and_what_is_in_use_are_told_apart(run):
     (run.folder / ".search.json.abc.bcnet.tmp").write_text("half")
     with locked(run.checkpoint):
@@ -59,7 +62,7 @@ def test_damage_is_named_and_ends_with_exit_code_1(bcnet, run, name, content):
     (run.folder / name).write_bytes(content)
     code, out, err = bcnet("doctor", run.folder)
     assert (code, err) == (1, "")
-    assert f"damaged     {name}: " in out
+    assert f"damaged     {Path(name)}: " in out
     assert ", 1 damaged" in out
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,38 @@ def test_a_whole_experiment_where_there_is_no_posix(tmp_path):
     assert "the compiled kernels are for Linux only" in errors
     assert len(json.loads(Path(truth).read_text(encoding="utf-8")).keys() - {"meta"}) == 3
     assert not list(tmp_path.rglob("*.bcnet.*"))
+    assert json.loads((tmp_path / "network" / "network.json").read_text(encoding="utf-8"))["speed"]["found_ms"] > 0
+
+
+def test_what_was_loaded_and_what_is_damaged_keep_no_file(tmp_path, run):
+    for part in ("train", "test"):
+        (tmp_path / "pictures" / part / "a").mkdir(parents=True)
+        for number, size in enumerate((8, 8, 9)):
+            Image.new("RGB", (size, size)).save(tmp_path / "pictures" / part / "a" / f"{number}.png")
+    run.extract(run.space.full, tmp_path / "network")
+    script = """
+import os, sys
+from pathlib import Path
+import torch
+import bcnet
+from bcnet.config import load_config
+from bcnet.data.load import load_data
+from bcnet.errors import UserError
+from bcnet.supernet.extract import save_network
+
+folder = Path(sys.argv[1])
+for _ in range(2):
+    kept, description = bcnet.load_network(folder / "network")
+    save_network(folder / "network", kept, description)
+try:
+    config = load_config("digits/bcnetv2", ["data.source=imagefolder", f"data.root={folder / 'pictures'}"])
+    load_data(config.data, 0, torch.device("cpu"))
+except UserError as error:
+    print(error)
+print([one.name for one in Path(os.environ["BCNET_CACHE"]).glob(".images*")])
+"""
+    out, _ = elsewhere(script, str(tmp_path))
+    assert re.fullmatch(r".*2\.png: images differ in size .*\n\[\]\n", out)
 
 
 def test_a_cache_of_images_that_is_in_use_and_pictures_that_are_streamed(tmp_path):

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_work_is_of_the_experiment_and_writes_nothing(tmp_path, monkeypatch):
     assert (found.widths, found.device) == (33, "cpu")
     assert found.step_seconds > 0
     assert found.width_seconds > 0
-    assert 0.1 < found.gib < 64
+    assert (found.gib is None) if sys.platform == "win32" else (0.1 < found.gib < 64)
     assert not list(tmp_path.iterdir())
     assert found.short_steps == 0
 

@@ -3,7 +3,10 @@
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.posix
 def test_inputs_are_refused_in_a_line_or_read_right(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parent.parent / "benchmarks"), *sys.path])
     from fuzz import fuzz

@@ -99,7 +99,7 @@ def test_a_signal_is_one_line_that_says_how_to_go_on(bcnet, run, monkeypatch, ra
     monkeypatch.chdir(run.folder.parent)
 
     def stop(*_, **__):
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         time.sleep(5)
 
     monkeypatch.setattr("bcnet.scoring.scorer.Scorer._evaluate", stop)
@@ -121,7 +121,7 @@ def test_a_stopped_training_says_how_its_own_command_goes_on(bcnet, run, monkeyp
     step = Trainer._train_step
 
     def step_and_stop(self, replica):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return step(self, replica)
 
     monkeypatch.setattr(Trainer, "_train_step", step_and_stop)
@@ -136,7 +136,7 @@ def test_a_signal_after_the_last_step_is_not_lost(run, monkeypatch):
 
     def save_and_stop():
         save()
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(trainer, "save", save_and_stop)
     with pytest.raises(Stopped):
@@ -146,7 +146,7 @@ def test_a_signal_after_the_last_step_is_not_lost(run, monkeypatch):
 def test_a_stop_that_a_library_made_into_an_error_of_its_own_is_a_stop(bcnet, run, monkeypatch, raising):
     def draw(*_, **__):
         try:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             time.sleep(5)
         except Stopped:
             raise ValueError("Invalid bounding box") from None  # as matplotlib's C++ does
@@ -168,7 +168,7 @@ def test_how_a_plain_ctrl_c_reads():
     assert (str(stopped), stopped.signal) == ("stopped by SIGINT; go on", 2)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no locks on Windows")
+@pytest.mark.posix
 def test_a_second_training_of_a_run_is_refused_and_harms_nothing(bcnet, run):
     before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file() and path.name != "environment.json"}
     with locked(run.checkpoint):
@@ -181,6 +181,7 @@ def test_a_second_training_of_a_run_is_refused_and_harms_nothing(bcnet, run):
     assert {name for name in before if not (run.folder / name).exists()} == {"checkpoint.pt"}
 
 
+@pytest.mark.posix
 def test_two_scorings_of_a_run_at_once_find_what_one_finds(bcnet, run, tmp_path):
     """Both may write: lines of the cache are whole, results are the same."""
     shutil.copytree(run.folder, tmp_path / "alone")

@@ -159,7 +159,7 @@ def read_named_widths(text: str, space: "Space") -> "dict[str, Widths]":
     from bcnet.files import is_file
 
     path = Path(text)
-    if ":" not in text and is_file(path):
+    if text.partition(":")[0] not in _SAMPLERS and is_file(path):
         return _read_widths_file(path, space)
     widths = _read_widths(text, space)
     return {text: widths[0]} if _is_list(text, space) else {space.encode(one): one for one in widths}

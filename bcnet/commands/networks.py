@@ -56,7 +56,7 @@ def extract(
             except UserError as error:
                 failures.append(str(error))
         say(f"{write_model_card(out, description)}: what the files are and how to load them")
-        say(f'load it with: network, description = bcnet.load_network(Path("{out}"){trust_argument(description)})')
+        say(f'load it with: network, description = bcnet.load_network(Path("{out.as_posix()}"){trust_argument(description)})')
         if formats is None and not onnx_is_installed():
             say("no ONNX: pip install 'bcnet[export]'")
         if failures:

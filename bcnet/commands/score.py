@@ -41,10 +41,10 @@ def score(
                 f"{run.config.score.additive:,} random width vectors are evaluated, and the {len(wanted):,} asked for predicted from these"
             )
             say(f"score.additive: {how} (score.additive=null evaluates what is asked for)")
-        known, before = len(run.scorer.evaluations), time.monotonic()
+        known, before = len(run.scorer.evaluations), time.perf_counter()
         scores = run.score(wanted, target)
         evaluated = len(run.scorer.evaluations) - known
-        each = f", {(time.monotonic() - before) / evaluated:.2g} s each" if evaluated else ""
+        each = f", {(time.perf_counter() - before) / evaluated:.2g} s each" if evaluated else ""
         say(f"{evaluated:,} width vectors evaluated now{each}; {known:,} had been before")
         for name, value in sorted(scores.items(), key=lambda item: -item[1])[:10]:
             say(f"{name}  {value:.4f}")

@@ -166,18 +166,21 @@ def _decode_all(files: list[Path], image_size: int | None, target: Path) -> None
     first = _decode(files[0], image_size)
     shape = (len(files), *first.shape)
     array: Any = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # a full disk is an error here; behind the memory map it would kill the process
-        with target.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, target.stat().st_size)
-    with ProgressBar(f"decoding {files[0].parent.parent}", len(files)) as bar:
-        for number, path in enumerate(files):
-            image = _decode(path, image_size)
-            if image.shape != first.shape:
-                sizes = " and ".join(f"{i.shape[2]}x{i.shape[1]}" for i in (first, image))
-                raise UserError(f"{path}: images differ in size ({sizes}); set data.image_size to bring them to one")
-            array[number] = image
-            bar.update(number + 1)
-    array.flush()
+    try:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here; behind the memory map it would kill the process
+            with target.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, target.stat().st_size)
+        with ProgressBar(f"decoding {files[0].parent.parent}", len(files)) as bar:
+            for number, path in enumerate(files):
+                image = _decode(path, image_size)
+                if image.shape != first.shape:
+                    sizes = " and ".join(f"{i.shape[2]}x{i.shape[1]}" for i in (first, image))
+                    raise UserError(f"{path}: images differ in size ({sizes}); set data.image_size to bring them to one")
+                array[number] = image
+                bar.update(number + 1)
+        array.flush()
+    finally:
+        del array  # an error on its way would keep it, and Windows removes no file that is mapped
     with target.open("r+b") as file:
         seal(file)
 

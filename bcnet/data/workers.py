@@ -52,7 +52,7 @@ class Prefetched:
             self._batches = self._start(step, last)
         self._next = step + 1
         try:
-            made = next(self._batches)
+            made = _next(self._batches)
         except (RuntimeError, OSError, EOFError) as error:  # of a worker that was killed: missed, or its end of a connection closed
             self.close()
             raise UserError(f"a worker that reads images died ({first_line(error)}); less memory is needed with fewer workers") from error
@@ -92,6 +92,14 @@ def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
     batches = iter(loader)
     signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     return batches
+
+
+def _next(batches: Iterator[Any]) -> Any:
+    while True:
+        try:
+            return next(batches)
+        except InterruptedError:  # a signal on Windows, which whoever trains has noted; nothing was taken yet
+            continue
 
 
 class _Failure:

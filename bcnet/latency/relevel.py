@@ -49,8 +49,8 @@ def relevel(
         for _ in range(WARM_UP):
             timed.run_whole()
         passes: list[float] = []
-        end = time.monotonic() + seconds
-        while len(passes) < LEAST_PASSES or time.monotonic() < end:
+        end = time.perf_counter() + seconds
+        while len(passes) < LEAST_PASSES or time.perf_counter() < end:
             passes.append(timed.run_whole())
     factor = median(passes) / table.full_ms
     noise = table.noise.model_copy(update={"reference_ms": factor * table.noise.reference_ms})

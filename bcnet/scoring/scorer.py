@@ -134,10 +134,10 @@ class Scorer:
             before = bar.done
             while done < len(missing):
                 block = missing[done : done + min(size, most) * world_size()]
-                start = time.monotonic()
+                start = time.perf_counter()
                 self._evaluate_block(block, names, lambda part, so_far=before + done: bar.update(int(so_far + part)))  # type: ignore[misc]
                 done += len(block)
-                per_width = (time.monotonic() - start) / -(-len(block) // world_size())
+                per_width = (time.perf_counter() - start) / -(-len(block) // world_size())
                 (microseconds,) = agree([int(1e6 * per_width) + 1], next(self.supernet.parameters()).device)
                 size = max(1, round(1e6 * MOST_SECONDS / microseconds))
 

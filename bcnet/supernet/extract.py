@@ -143,7 +143,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            names = file.keys()
+            tensors = {name: file.get_tensor(name).clone() for name in names}  # which lies in the file, and Windows would keep it as it is
         inside = metadata.get(_KEY)
         description = None if inside is None else parse_json(inside)
     except Exception as error:  # safetensors raises its own type, which it does not export to type checkers

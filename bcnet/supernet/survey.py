@@ -122,14 +122,14 @@ def _write(table: Path, rows: Sequence[SurveyRow]) -> None:
 
 def look_at(name: str, shape: tuple[int, int, int]) -> SurveyRow:
     """Trace and prove one model, and hold its multiply-adds against PyTorch's counter."""
-    started = time.monotonic()
+    started = time.perf_counter()
     text = _text(shape)
     try:
         model = build_model(name, 10)
         space = trace(model, shape)
     except UserError as error:
-        return SurveyRow(name, text, text, seconds=round(time.monotonic() - started, 1), refusal=first_line(error))
-    seconds = round(time.monotonic() - started, 1)
+        return SurveyRow(name, text, text, seconds=round(time.perf_counter() - started, 1), refusal=first_line(error))
+    seconds = round(time.perf_counter() - started, 1)
     costs, supernet = CostTable(space), Supernet(model, space)
     rng = np.random.default_rng(0)
     every = space.full, space.narrowest, space.sample(rng)

@@ -142,7 +142,7 @@ class Trainer:
             self._refuse_other_steps()
         replica = _replicate(self._runner) if world_size() > 1 else None
         done_before, seconds_before = self.step, self.history.seconds
-        started = saved = time.monotonic()
+        started = saved = time.perf_counter()
         seen = ""
         bar = ProgressBar(self.label, self.total_steps, self.step)
         with self._alone(), self._catch_signals(), bar, _own_random_state(self.device), safe_convolutions(self.model):
@@ -152,9 +152,9 @@ class Trainer:
                 self._train_step(replica)
                 self.step += 1
                 self._after_step()
-                now = time.monotonic()
+                now = time.perf_counter()
                 self.history.seconds = seconds_before + now - started
-                rate = (self.step - done_before) * self.batches.batch_size / (now - started)
+                rate = (self.step - done_before) * self.batches.batch_size / max(1e-9, now - started)
                 if self.step % FLUSH_STEPS == 0 or self.step == last:
                     self._flush()
                     loss = mean(self.history.loss[-FLUSH_STEPS:])
@@ -173,7 +173,7 @@ class Trainer:
                     raise Interrupted.by(Stopped(self._stop_signal), where)
                 if must_save:
                     self.save()
-                    saved = time.monotonic()
+                    saved = time.perf_counter()
             if self.keeps_end or self.step < self.total_steps:
                 self.save()
         if self._stop_signal and world_size() == 1:  # it came after the last step

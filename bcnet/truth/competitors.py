@@ -135,7 +135,7 @@ def sensitivity(config: Config, passes: float, folder: Path) -> dict[str, Scored
     score = config.score.model_copy(update={"additive": None})
     run = Run.create(folder, config.model_copy(update={"train": train, "score": score, "watch_every": 0}), resume=True)
     run.train()
-    experiment, space, before = run.experiment, run.space, time.monotonic()
+    experiment, space, before = run.experiment, run.space, time.perf_counter()
     network = experiment.inherited(run.supernet, space.channels(space.full))
     importance = channel_importance(network, space, "taylor", experiment.calibration, experiment.device)
     scorer = experiment.make_scorer(Supernet(sort_channels(network, space, importance, experiment.data.input_shape), space))
@@ -144,7 +144,7 @@ def sensitivity(config: Config, passes: float, folder: Path) -> dict[str, Scored
     effects = np.full((len(ones), max(group.bins for group in space.groups)), np.nan)
     for row, group, own in zip(effects, space.groups, ones, strict=True):
         row[group.smallest - 1 : group.bins] = np.maximum.accumulate([scores[widths] - scores[space.full] for widths in own])
-    seconds = run.trained.history.seconds + time.monotonic() - before
+    seconds = run.trained.history.seconds + time.perf_counter() - before
     return {"sensitivity": Scored(WidthEffects(scores[space.full], effects, 1.0), run.trained.history.passes, seconds)}
 
 
@@ -163,8 +163,8 @@ def _remembered(
     missing = [(name, widths) for name, widths in zip(names, sample, strict=True) if name not in cache.evaluations]
     with ProgressBar(label, len(sample), len(sample) - len(missing)) as bar:
         for number, (name, widths) in enumerate(missing, len(sample) - len(missing) + 1):
-            before = time.monotonic()
-            cache.add(name, {"left": measure(widths) | {"seconds": time.monotonic() - before}})
+            before = time.perf_counter()
+            cache.add(name, {"left": measure(widths) | {"seconds": time.perf_counter() - before}})
             bar.update(number)
     return [cache.evaluations[name]["left"] for name in names]
 

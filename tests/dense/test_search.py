@@ -181,7 +181,7 @@ def test_a_search_that_was_killed_and_stopped_goes_on_and_ends_the_same_bit_for_
     checkpoint = tmp_path / "killed" / "checkpoint.pt"
     while life.poll() is None and not (checkpoint.exists() and load_checkpoint(checkpoint)["step"] >= 4):
         time.sleep(0.01)
-    life.send_signal(signal.SIGKILL)
+    life.kill()
     life.wait()
     first = load_checkpoint(checkpoint)["step"]
     assert 4 <= first < whole.trainer.total_steps
@@ -192,7 +192,7 @@ def test_a_search_that_was_killed_and_stopped_goes_on_and_ends_the_same_bit_for_
     def stop_between():
         ordinary()
         if search.step == first + 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     search._after_step = stop_between
     with pytest.raises(Interrupted, match=f"SIGTERM; saved at step {first + 3} of"):

@@ -1,8 +1,8 @@
 """Windows for bcnet's own code, and for nothing else, on a POSIX system: for processes that have this folder on ``PYTHONPATH``.
 
 Modules, functions and constants that Windows lacks are not there, a file that this process has open cannot be renamed, replaced or
-removed, one that is open for reading only cannot be flushed, ``os.kill`` ends a process whatever the signal, and names may not hold what
-Windows does not take. What else differs there, this does not show.
+removed, one that is open for reading only cannot be flushed, ``os.kill`` ends a process whatever the signal, two clocks tick 64 times a
+second, and names may not hold what Windows does not take. What else differs there, this does not show.
 """
 
 import builtins
@@ -10,6 +10,8 @@ import errno
 import os
 import signal
 import sys
+import time
+import types
 from pathlib import Path
 
 MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
@@ -21,6 +23,7 @@ FUNCTIONS = {
 }
 LACKS = frozenset(name for names in FUNCTIONS for name in names.split())
 FORBIDDEN = frozenset('<>:"|?*')
+TICK = 0.015625  # seconds
 RENAMES = {"os.rename", "os.remove"}
 
 
@@ -67,6 +70,14 @@ def _fsync(file):
     os.fsync(file)
 
 
+def _ticks(clock):
+    return lambda: clock() // TICK * TICK
+
+
+def _clock_info(name):
+    return types.SimpleNamespace(resolution=TICK if name in ("monotonic", "thread_time") else 1e-7)
+
+
 def _open_files():
     files = set()
     for link in Path("/proc/self/fd").iterdir():
@@ -99,6 +110,7 @@ SYSTEMS = {
     "os": System(os, name="nt", kill=_kill, fsync=_fsync),
     "signal": System(signal),
     "sys": System(sys, platform="win32"),
+    "time": System(time, monotonic=_ticks(time.monotonic), thread_time=_ticks(time.thread_time), get_clock_info=_clock_info),
 }
 _real_import, builtins.__import__ = builtins.__import__, _import
 sys.addaudithook(_watch)

@@ -176,7 +176,7 @@ def test_one_width_has_one_score(run):
 def test_a_stopped_scoring_loses_no_more_than_a_block_and_blocks_are_short(run, monkeypatch):
     """With a clock by which a width vector takes 5 seconds, at most 4 of them stand between two writes."""
     seconds = [0.0]
-    monkeypatch.setattr("bcnet.scoring.scorer.time.monotonic", lambda: seconds[0])
+    monkeypatch.setattr("bcnet.scoring.scorer.time.perf_counter", lambda: seconds[0])
     blocks = []
     original = run.scorer._evaluate
 

@@ -98,6 +98,7 @@ def test_workers_keep_their_memory(tmp_path):
     assert "tuned" in found.stdout
 
 
+@pytest.mark.posix
 def test_a_killed_build_goes_on_and_ends_the_same(tmp_path):
     arguments = ["truth", "build", "digits/truth", *QUICK, "--widths", "random:24", "--seeds", "2", "--workers", "1", "--out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

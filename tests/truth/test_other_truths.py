@@ -17,7 +17,7 @@ COSTS = {name: [1000 * sum(map(int, name.split("-"))), 10 + sum(map(int, name.sp
 
 def write(tmp_path, content, name="truth.json"):
     path = tmp_path / name
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8", newline="")
     return path
 
 
