@@ -1,5 +1,6 @@
 """Systems without POSIX: bcnet's own code sees Windows (`elsewhere/sitecustomize.py`), also in its worker processes."""
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,11 @@ import numpy as np
 import pytest
 from patience import patience
 from PIL import Image
+
+from bcnet.commands.app import read_named_widths
+from bcnet.errors import UserError
+from bcnet.files import write_text
+from bcnet.seals import read_line, sealed_line
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shown on Linux; elsewhere all tests run as it is there")
 
@@ -120,3 +126,49 @@ def test_what_it_shows_is_missing_indeed():
     script = "import bcnet.files, bcnet.forecast\nfor name in ('fork', 'O_CLOEXEC', 'geteuid'): assert not hasattr(bcnet.files.os, name)\n"
     script += "assert (bcnet.files.os.name, bcnet.forecast.sys.platform) == ('nt', 'win32')\nimport os, fcntl; assert hasattr(os, 'fork')"
     elsewhere(script)
+
+
+def test_a_disk_without_links_is_one_to_write_to(tmp_path, monkeypatch):
+    def no_link(*_):
+        raise OSError(errno.EPERM, "no links on exFAT")
+
+    monkeypatch.setattr(Path, "hardlink_to", no_link)
+    write_text(tmp_path / "a", "first", new=True)
+    with pytest.raises(UserError, match="another process has just written it"):
+        write_text(tmp_path / "a", "second", new=True)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "first")]
+
+
+def test_whoever_reads_what_is_replaced_is_waited_for(tmp_path):
+    script = """
+import sys, threading
+from pathlib import Path
+from bcnet.errors import UserError
+from bcnet.files import write_text
+
+path = Path(sys.argv[1])
+write_text(path, "first")
+reader = path.open()
+threading.Timer(0.5, reader.close).start()
+write_text(path, "second")
+reader = path.open()
+try:
+    write_text(path, "third")
+except UserError as error:
+    print(error)
+print(path.read_text())
+"""
+    out, _ = elsewhere(script, str(tmp_path / "a"))
+    assert out.endswith("cannot be written (Permission denied); this file is as it was\nsecond\n")
+
+
+def test_journals_may_have_been_through_an_editor_of_windows():
+    entry = {"widths": "123", "left": {"acc": 0.5}}
+    assert read_line(sealed_line(entry).replace(b"\n", b"\r\n").rstrip(b"\n")) == entry
+
+
+def test_a_file_of_widths_may_have_a_colon_in_its_path(run, tmp_path):
+    drive = tmp_path / "C:"
+    drive.mkdir()
+    (drive / "widths.txt").write_text("12341\n22222\n")
+    assert list(read_named_widths(str(drive / "widths.txt"), run.space)) == ["12341", "22222"]
