@@ -7,12 +7,13 @@ import pytest
 import torch
 from patience import patience
 
+from bcnet.kernels.library import status
 from bcnet.models.channel_bench import MobileNet, ResNet
 
 FOLDER = str(Path(__file__).parent.parent / "benchmarks")
 
 
-@pytest.fixture(scope="module", params=[(MobileNet, (8, 24, 24, 24, 16, 32, 24)), (ResNet, (8, 8, 8, 16, 16, 16, 16))])
+@pytest.fixture(params=[(MobileNet, (8, 24, 24, 24, 16, 32, 24)), (ResNet, (8, 8, 8, 16, 16, 16, 16))])
 def bench(request):
     sys.path.insert(0, FOLDER)
     try:
@@ -26,6 +27,9 @@ def bench(request):
 
 def test_the_reference_and_the_supernet_train_alike(bench):
     """Several steps of both from the same weights: the parameters stay together."""
+    if set(status().values()) != {"compiled"}:  # PyTorch's own round otherwise than the reference's, and with eight images that grows
+        bench.supernet.double(), bench.reference.double()
+        bench.images = bench.images.double()
     for group in (*bench.optimizer.param_groups, *bench.plain_optimizer.param_groups):
         group["lr"] = 0.05
     for number in range(3):
@@ -59,6 +63,7 @@ def test_a_step_dispatches_fewer_operations_than_the_reference(bench):
         from measure import count_operations
     finally:
         sys.path.remove(FOLDER)
+    bench.plain(0), bench.fast(0, False)  # the first step makes the momentum
     reference = count_operations(lambda: bench.plain(0))
     fast = count_operations(lambda: bench.fast(0, False))
     assert fast == count_operations(lambda: bench.fast(0, False))  # a number, not a measurement
