@@ -21,22 +21,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(number, _stop)
     before, sys.unraisablehook = sys.unraisablehook, _stop_again
     try:
-        from bcnet.cli import main as run
+        try:
+            from bcnet.cli import main as run
 
-        run(arguments)
+            run(arguments)
+        finally:
+            _ignore_signals()  # a stop that comes before this is done is caught below
     except SystemExit as end:
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             raise
-        _ignore_signals()
         from bcnet.processes import leave
 
         leave(int(end.code or 0))
     except KeyboardInterrupt as stop:
+        _ignore_signals()
         stopped = Interrupted.by(stop)
         print(f"bcnet: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signal)
     finally:
-        _ignore_signals()
         sys.unraisablehook = before
 
 

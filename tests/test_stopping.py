@@ -163,6 +163,27 @@ def test_an_error_after_an_earlier_commands_stop_is_an_error(bcnet, run, monkeyp
         bcnet("score", run.folder, "--widths", "full", "score.additive=null")
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_after_the_command_has_ended_is_one_line(monkeypatch, capsys, number):
+    import bcnet.__main__ as module
+
+    handlers = {one: signal.getsignal(one) for one in SIGNALS}
+    ignore = module._ignore_signals
+
+    def late():
+        monkeypatch.setattr(module, "_ignore_signals", ignore)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(module, "_ignore_signals", late)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            module.main(["--version"])
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+    assert (caught.value.code, capsys.readouterr().err) == (128 + number, f"bcnet: stopped by {number.name}\n")
+
+
 def test_how_a_plain_ctrl_c_reads():
     stopped = Interrupted.by(KeyboardInterrupt(), "go on")
     assert (str(stopped), stopped.signal) == ("stopped by SIGINT; go on", 2)
