@@ -1,9 +1,10 @@
 """How fast training batches are read from image files, beside a plain timm loader with the same transforms, workers and batch size.
 
-python benchmarks/streaming.py [--folder ROOT] [--size 64] [--workers 2]
+python benchmarks/streaming.py [--folder ROOT] [--size 64] [--workers 2] [--model resnet18]
 
 Both read random-resized crops, flipped at random, by turns, each with fresh workers that are warm before the clock starts. Without a folder
-JPEG files of 320x240 are made. Prints JSON: images/s of every round, medians, and their ratio.
+JPEG files of 320x240 are made. With a model of timm that one is trained on the batches, which is when threads and workers get in each
+other's way. Prints JSON: images/s of every round, medians, and their ratio.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from measure import spread
+from timm.models import create_model
+from torch import Tensor, nn
 
 from bcnet.config import DataConfig
 from bcnet.data.streaming import StreamingData
@@ -37,6 +40,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--model", help="train this model of timm by SGD meanwhile")
     parser.add_argument("--images", type=int, default=2000, help="JPEG files to make where no folder is given")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -58,12 +62,27 @@ def main() -> None:
 
 def _rate(batches: Iterator[Any], options: argparse.Namespace) -> float:
     """Images per second of the timed batches."""
+    use = _training(options) if options.model else lambda images, labels: None
     for _ in range(options.warm_up):
-        next(batches)
+        use(*next(batches))
     start = time.perf_counter()
     for _ in range(options.batches):
-        next(batches)
+        use(*next(batches))
     return float(options.batches * options.batch_size / (time.perf_counter() - start))
+
+
+def _training(options: argparse.Namespace) -> Callable[[Tensor, Tensor], None]:
+    """What trains a model by a batch."""
+    model: nn.Module = create_model(options.model, num_classes=1000).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        loss = nn.functional.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 def _bcnet(folder: Path, options: argparse.Namespace) -> Iterator[Any]:
