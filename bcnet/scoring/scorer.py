@@ -26,7 +26,7 @@ from bcnet.supernet.calibrate import calibrate
 from bcnet.supernet.supernet import Supernet
 
 MOST_AT_ONCE = 1024  # width vectors between two writes of the cache
-FIRST_AT_ONCE = 16  # before it is known how long one takes
+MOST_GROWTH = 4  # of a block over the one before: neighbours may take longer than those that were timed
 MOST_SECONDS = 20.0  # between two writes, as near as whole width vectors allow: what a kill may lose
 
 
@@ -76,6 +76,7 @@ class Scorer:
         self.metrics = METRICS | {metric.name: metric}
         self.anchors: Mapping[Widths, float] = {}
         self.evaluations: dict[str, dict[str, Evaluation]] = {} if cache is None else cache.evaluations
+        self._at_once = 1  # before it is known how long one takes
 
     def score(self, widths: Widths) -> float:
         """The score of one width vector."""
@@ -127,19 +128,19 @@ class Scorer:
     def _evaluate_missing(self, wanted: Sequence[Widths], shown: ProgressBar | str) -> None:
         names = {widths: self.supernet.space.encode(widths) for widths in wanted}
         missing = sorted(widths for widths, name in names.items() if not self._is_known(name))
-        most, size, done = self._block_size(), FIRST_AT_ONCE, 0
+        most, done = self._block_size(), 0
         if isinstance(shown, ProgressBar) and not self.sample:
             shown.skip(len(names) - len(missing))
         with ProgressBar(shown, len(missing)) if isinstance(shown, str) else nullcontext(shown) as bar:
             before = bar.done
             while done < len(missing):
-                block = missing[done : done + min(size, most) * world_size()]
+                block = missing[done : done + min(self._at_once, most) * world_size()]
                 start = time.perf_counter()
                 self._evaluate_block(block, names, lambda part, so_far=before + done: bar.update(int(so_far + part)))  # type: ignore[misc]
                 done += len(block)
                 per_width = (time.perf_counter() - start) / -(-len(block) // world_size())
                 (microseconds,) = agree([int(1e6 * per_width) + 1], next(self.supernet.parameters()).device)
-                size = max(1, round(1e6 * MOST_SECONDS / microseconds))
+                self._at_once = max(1, min(MOST_GROWTH * self._at_once, round(1e6 * MOST_SECONDS / microseconds)))
 
     def _evaluate_block(self, block: Sequence[Widths], names: dict[Widths, str], tick: Callable[[float], None]) -> None:
         """Evaluate and keep some width vectors; of several processes each takes its share, and all get all results."""
