@@ -69,6 +69,11 @@ class ProgressBar:
         per_step = (self._stepped - self._start) / (self.done - self._first)
         return max(0.0, per_step * (self.total - self.done) - (time.perf_counter() - self._stepped))
 
+    def begin(self) -> None:
+        """What was done until now is done once for all steps: the time left is not reckoned from it."""
+        if self.done <= self._first:
+            self._start = self._stepped = time.perf_counter()
+
     def skip(self, steps: int) -> None:
         """Count steps that need no work, as an earlier process did them; the time left is not reckoned from them."""
         self._first += steps

@@ -62,6 +62,18 @@ def test_what_an_earlier_process_did_is_no_speed(capsys, monkeypatch):
     assert capsys.readouterr().err == "scoring: 60/100, 0:01:20 left\n"
 
 
+def test_what_is_done_once_for_all_steps_is_no_speed(monkeypatch):
+    clock = Clock(monkeypatch)
+    with ProgressBar("", 10) as bar:
+        clock.now += 60
+        bar.begin()
+        clock.now += 2
+        bar.update(1)
+        assert bar.seconds_left() == 18
+        bar.begin()  # too late: steps are counted already
+        assert bar.seconds_left() == 18
+
+
 def test_a_terminal_shows_the_time_left_of_slow_steps(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

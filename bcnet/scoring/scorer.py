@@ -132,6 +132,9 @@ class Scorer:
         if isinstance(shown, ProgressBar) and not self.sample:
             shown.skip(len(names) - len(missing))
         with ProgressBar(shown, len(missing)) if isinstance(shown, str) else nullcontext(shown) as bar:
+            if missing:
+                _ = self.walker, self.reference  # which all share
+                bar.begin()
             before = bar.done
             while done < len(missing):
                 block = missing[done : done + min(self._at_once, most) * world_size()]
