@@ -397,13 +397,16 @@ class Experiment(Resources):
         """Test images, which only finished networks see."""
         return self.data.eval_batches("test", self.config.score.batch_size)
 
-    def make_scorer(self, supernet: Supernet, cache: ScoreCache | None = None) -> Scorer:
-        """A scorer of a trained supernet."""
+    def make_scorer(
+        self, supernet: Supernet, cache: ScoreCache | None = None, *, images: tuple[EvalSource, EvalSource] | None = None
+    ) -> Scorer:
+        """A scorer of a trained supernet; ``images`` to calibrate and to evaluate on, unless they are the experiment's own."""
         score = self.config.score
+        calibration, validation = images or (self.calibration, self.validation)
         return Scorer(
             supernet,
-            self.calibration,
-            self.validation,
+            calibration,
+            validation,
             sides=self.strategy.sides,
             metric=self.metric,
             half=self.half,

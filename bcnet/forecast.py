@@ -14,9 +14,11 @@ from bcnet.space.widths import Widths
 from bcnet.supernet.supernet import Supernet
 
 _SAMPLED = 200_000
-_MOST_SECONDS = 20.0  # of timed steps, after the first
+_MOST_SECONDS = 20.0  # of timed steps; after the first, unless that alone takes longer
 _MOST_STEPS = 20
 _SCORED = 4
+_FIRST_IMAGES = 32
+_ENOUGH_SECONDS = 2.0  # of scoring, to tell how long it takes
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ def count_within(costs: CostTable, budgets: Sequence[Budget], seed: int = 0) -> 
 
 def work(experiment: Experiment) -> Work:
     """Train a fresh supernet for a few steps and score a few width vectors; nothing is written."""
-    trainer = experiment.make_trainer()
+    trainer, begun, first = experiment.make_trainer(), time.perf_counter(), 0
     trainer.run(1)
-    begun, first = time.perf_counter(), trainer.step
+    if time.perf_counter() - begun < _MOST_SECONDS:
+        begun, first = time.perf_counter(), trainer.step
     while trainer.step < min(trainer.total_steps, first + _MOST_STEPS) and time.perf_counter() - begun < _MOST_SECONDS:
         trainer.run(trainer.step + 1)
         if experiment.device.type == "cuda":
@@ -93,26 +96,39 @@ def work(experiment: Experiment) -> Work:
     seconds = max(1e-9, time.perf_counter() - begun) / max(1, trainer.step - first)
     supernet = trainer.trained
     assert isinstance(supernet, Supernet)
-    scorer, rng = experiment.make_scorer(supernet), np.random.default_rng(0)
-    scorer.sample = []
-    scorer.score(experiment.space.narrowest)  # and what the full width predicts
-    wanted: list[Widths] = list({experiment.space.sample(rng) for _ in range(_SCORED)})
-    begun = time.perf_counter()
-    scorer.score_many(wanted)
-    width_seconds = (time.perf_counter() - begun) / len(wanted)
     short_steps = experiment.config.search.short_trainings * experiment.short_steps
     return Work(
         step_seconds=seconds,
         steps=trainer.total_steps,
         images_per_second=trainer.batches.batch_size / seconds,
         passes=len(trainer.passes(0)),
-        width_seconds=width_seconds,
+        width_seconds=_seconds_per_width(experiment, supernet),
         widths=experiment.num_scored,
         short_steps=short_steps,
         short_step_seconds=_seconds_at_full_width(experiment) if short_steps else 0.0,
         gib=_peak_gib(experiment.device),
         device=experiment.device.type,
     )
+
+
+def _seconds_per_width(experiment: Experiment, supernet: Supernet) -> float:
+    """Of one score, from few images where those take long enough."""
+    rng = np.random.default_rng(0)
+    wanted: list[Widths] = list({experiment.space.sample(rng) for _ in range(_SCORED)})
+    whole, data, batch_size = (experiment.calibration, experiment.validation), experiment.data, experiment.config.score.batch_size
+    most, of_all = _FIRST_IMAGES, sum(map(len, whole))
+    while True:
+        calibration = data.eval_batches("train", batch_size, min(most, len(whole[0])))
+        validation = data.eval_batches("val", batch_size, min(most, len(whole[1])))
+        scorer = experiment.make_scorer(supernet, images=(calibration, validation))
+        scorer.sample = []
+        scorer.score(experiment.space.narrowest)  # and what the full width predicts
+        begun = time.perf_counter()
+        scorer.score_many(wanted)
+        seconds, seen = time.perf_counter() - begun, len(calibration) + len(validation)
+        if seen == of_all or seconds > _ENOUGH_SECONDS:
+            return seconds * of_all / seen / len(wanted)
+        most *= 8
 
 
 def _seconds_at_full_width(experiment: Experiment, more: int = 5) -> float:

@@ -17,7 +17,9 @@ from bcnet.seals import read_sealed, sealed_record
 class Record(BaseModel):
     """A result; its fields are those of its JSON file, beside its seal. Numbers are finite, unless a record says otherwise."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, protected_namespaces=(), use_attribute_docstrings=True, ser_json_inf_nan="constants", allow_inf_nan=False
+    )
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, whole or not at all."""

@@ -6,8 +6,9 @@ import torch
 
 from bcnet.config import load_config
 from bcnet.experiment import Experiment
-from bcnet.forecast import count_within, reach, work
+from bcnet.forecast import _seconds_per_width, count_within, reach, work
 from bcnet.models.factory import build_model
+from bcnet.scoring.scorer import Scorer
 from bcnet.space.cost import CostTable, parse_budgets
 from bcnet.space.trace import Choices, trace
 
@@ -55,6 +56,26 @@ def test_work_is_of_the_experiment_and_writes_nothing(tmp_path, monkeypatch):
     assert (found.gib is None) if sys.platform == "win32" else (0.1 < found.gib < 64)
     assert not list(tmp_path.iterdir())
     assert found.short_steps == 0
+
+
+def test_scores_of_large_images_are_timed_on_few_of_them(monkeypatch):
+    """With a clock by which an image takes a second, the first 32 + 32 are enough; by one that stands still all are taken."""
+    experiment = Experiment(load_config("digits/bcnetv2", ["score.calibration_images=128"]))
+    trainer = experiment.make_trainer()
+    seen, now, per_image = [], [0.0], [1.0]
+
+    def evaluate(scorer, block, tick):
+        seen.append(len(scorer.calibration) + len(scorer.validation))
+        now[0] += per_image[0] * seen[-1] * len(block)
+        return [{side: dict.fromkeys(scorer.metrics, 0.5) for side in scorer.sides} for _ in block]
+
+    monkeypatch.setattr(Scorer, "_evaluate", evaluate)
+    monkeypatch.setattr("bcnet.forecast.time.perf_counter", lambda: now[0])
+    assert _seconds_per_width(experiment, trainer.trained) == pytest.approx(128 + 300)
+    assert set(seen) == {64}
+    per_image[0] = 1e-6
+    assert _seconds_per_width(experiment, trainer.trained) == pytest.approx(428e-6)
+    assert set(seen) == {64, 128 + 256, 128 + 300}
 
 
 def test_short_trainings_are_counted():
