@@ -36,9 +36,9 @@ class Files:
 def find_images(root: Path) -> tuple[Files, Files, tuple[str, ...]]:
     """Training images, test images and class names of a folder.
 
-    Either ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg`` or ``val/CLASS/*.jpg``, as ImageNet is laid out for torchvision; or Tiny-ImageNet
-    as it is published: ``train/CLASS/images/*.JPEG`` and ``val/images/*.JPEG`` with ``val/val_annotations.txt``, whose own ``test/`` has
-    no labels.
+    Either ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg`` or ``val/CLASS/*.jpg``, as ImageNet is laid out for torchvision, whatever folders
+    there are within those of the classes; or Tiny-ImageNet as it is published: ``train/CLASS/images/*.JPEG`` and ``val/images/*.JPEG`` with
+    ``val/val_annotations.txt``, whose own ``test/`` has no labels.
 
     Raises:
         UserError: the folder has another layout.
@@ -140,7 +140,7 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> Files:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = _images_in(folder / name) or _images_in(folder / name / "images")
+        images = sorted(_images_in(folder / name))
         if not images:
             raise UserError(f"{folder / name}: no images in it; expected files such as 0001.jpg or .png")
         paths += images
@@ -148,14 +148,21 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> Files:
     return Files(folder, paths, labels)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+def _images_in(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """Those of folders within it, too, as torchvision and timm take them; links to a folder ``above`` are left."""
+    here = folder.resolve()
+    if here in above:
         return []
-    images = [entry for entry in _entries(folder) if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
+    entries = _entries(folder)
+    images = [entry for entry in entries if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
     odd = next((entry.name for entry in images if not (entry.is_file(follow_symlinks=False) or is_file(Path(entry.path)))), None)
     if odd is not None:
         raise UserError(f"{folder / odd}: no regular file, nor a link to one; replace or remove it")
-    return sorted(Path(entry.path) for entry in images)
+    known = {entry.name for entry in images}
+    within = (
+        Path(entry.path) for entry in entries if entry.name not in known and not entry.is_file(follow_symlinks=False) and _is_class(entry)
+    )
+    return [*(Path(entry.path) for entry in images), *(path for one in within for path in _images_in(one, (*above, here)))]
 
 
 def _entries(folder: Path) -> list["os.DirEntry[str]"]:

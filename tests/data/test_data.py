@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from bcnet.config import DataConfig
 from bcnet.data.folder import find_images, open_image
@@ -163,6 +164,31 @@ def test_test_images_without_classes_are_passed_over_for_those_of_val(image_fold
         (image_folder / part / ".ipynb_checkpoints").mkdir()
     _, test, classes = find_images(image_folder)
     assert (test.folder.name, len(test.paths), classes) == ("val", 8, ("cat", "dog"))
+
+
+def test_pictures_in_folders_of_a_class_are_of_that_class(image_folder):
+    """As torchvision takes them; a link back into a folder around it is not followed."""
+    cat = image_folder / "train" / "cat"
+    for within in ("indoors", "indoors/at night", "outdoors"):
+        (cat / within).mkdir()
+        (cat / within / "000.png").write_bytes((cat / "000.png").read_bytes())
+    theirs = ImageFolder(image_folder / "train")
+    (cat / ".ipynb_checkpoints").mkdir()
+    (cat / ".ipynb_checkpoints" / "000.png").write_bytes(b"")
+    train, _, _ = find_images(image_folder)
+    assert len(train.paths) == 12 + 12 + 3
+    assert {(str(path), label) for path, label in zip(train.paths, train.labels, strict=True)} == set(theirs.samples)
+
+
+@pytest.mark.posix  # who may make links
+def test_links_around_in_a_class_end(image_folder):
+    cat = image_folder / "train" / "cat"
+    (cat / "again").symlink_to(cat)
+    (cat / "more").mkdir()
+    (cat / "more" / "up").symlink_to(image_folder / "train")
+    (cat / "nowhere").symlink_to(image_folder / "nothing")
+    train, _, _ = find_images(image_folder)
+    assert len(train.paths) == 24 + 12  # those of the dogs, by the link from more, are cats too, as the folder has it
 
 
 def damage(folder):
