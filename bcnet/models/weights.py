@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bcnet.errors import UserError, first_line
 from bcnet.formatting import plural
+from bcnet.progress import notice
 from bcnet.tensors import load_tensors
 
 State = dict[str, Tensor]
@@ -23,8 +24,9 @@ _SHOWN = 3
 def load_weights(model: nn.Module, path: Path, name: str = "") -> None:
     """Put the weights of a file into a model.
 
-    Names may carry the prefixes that wrappers leave (``module.``, ``_orig_mod.``, ``model.``); counters of batches may be missing. A model
-    with a method ``from_published(state)`` is asked whether it knows the names.
+    Names may carry the prefixes that wrappers leave (``module.``, ``_orig_mod.``, ``model.``), and others than the network's may be beside
+    them, as of a loss or a metric in a Lightning module; counters of batches may be missing. A model with a method
+    ``from_published(state)`` is asked whether it knows the names.
 
     Args:
         model: which gets them; it is left as it was if they do not fit.
@@ -33,13 +35,18 @@ def load_weights(model: nn.Module, path: Path, name: str = "") -> None:
 
     Raises:
         UserError: no such file, not a file of tensors, or of another model: then it says which names are missing, unexpected or of
-            another size, and what was tried.
+            another size, and what was tried; or values that are not finite.
     """
     wanted = {key: tensor.shape for key, tensor in model.state_dict().items()}
     misfits = []
-    for how, state in _readings(read_weights(path), model):
+    for how, state, left in _readings(read_weights(path), model):
         misfit = _Misfit(how, wanted, state)
         if misfit.count == 0:
+            broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+            if broken:
+                raise UserError(f"{path}: {_few(broken)}: not all values are finite (a training that diverged?); nothing was loaded")
+            if left:
+                notice(f"{path}: {plural(len(left), 'tensor')} beside the network's not used: {_few(left)}")
             model.load_state_dict(state, strict=False)
             return
         misfits.append(misfit)
@@ -82,21 +89,22 @@ def _holds_tensors(tree: Any) -> bool:
     return isinstance(tree, Mapping) and any(isinstance(value, Tensor) or _holds_tensors(value) for value in tree.values())
 
 
-def _readings(state: State, model: nn.Module) -> Iterator[tuple[str, State]]:
-    """The state under the names that may be meant, each with what was done."""
+def _readings(state: State, model: nn.Module) -> Iterator[tuple[str, State, list[str]]]:
+    """The state under the names that may be meant, each with what was done, and which of its tensors were left out."""
     state = {key: tensor for key, tensor in state.items() if key not in _COUNTERS}
-    how = "the names as they are"
+    how, left = "the names as they are", list[str]()
     while True:
-        yield how, state
+        yield how, state, left
         known = getattr(model, "from_published", None)
         converted = known(state) if known is not None else None
         if converted is not None:
-            yield f"{how} as published ones", converted
-        prefix = next((one for one in _PREFIXES if all(key.startswith(one) for key in state)), None)
+            yield f"{how} as published ones", converted, left
+        prefix = next((one for one in _PREFIXES if any(key.startswith(one) for key in state)), None)
         if prefix is None:
             return
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-        how = f"without {prefix!r}"
+        beside = [key for key in state if not key.startswith(prefix)]
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        how, left = f"{'only' if beside else 'without'} {prefix!r}", left + beside
 
 
 class _Misfit:

@@ -73,6 +73,27 @@ def test_weights_that_do_not_fit_are_described_in_one_line(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_what_a_module_of_lightning_holds_besides_is_named_and_left(tmp_path, capsys):
+    model, other = digits(1), digits(2)
+    names = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
+    torch.save({"state_dict": names | {"loss.weight": torch.ones(10), "accuracy.total": torch.ones(())}}, tmp_path / "w.ckpt")
+    load_weights(other, tmp_path / "w.ckpt")
+    assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in model.state_dict().items())
+    assert "w.ckpt: 2 tensors beside the network's not used: loss.weight, accuracy.total" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    state = digits(1).state_dict()
+    state["blocks.2.conv2.0.weight"][0, 0, 1, 1] = value
+    torch.save(state, tmp_path / "w.pt")
+    model = digits(2)
+    before = model.classifier.weight.clone()
+    with pytest.raises(UserError, match=r"w\.pt: blocks\.2\.conv2\.0\.weight: not all values are finite"):
+        load_weights(model, tmp_path / "w.pt")
+    assert torch.equal(model.classifier.weight, before)
+
+
 class Evil:
     def __reduce__(self):
         return (Path("evil-was-here").touch, ())
