@@ -116,12 +116,12 @@ def _seconds_per_width(experiment: Experiment, supernet: Supernet) -> float:
     rng = np.random.default_rng(0)
     wanted: list[Widths] = list({experiment.space.sample(rng) for _ in range(_SCORED)})
     whole, data, batch_size = (experiment.calibration, experiment.validation), experiment.data, experiment.config.score.batch_size
-    most, of_all = _FIRST_IMAGES, sum(map(len, whole))
+    most, of_all, walker = _FIRST_IMAGES, sum(map(len, whole)), experiment.make_scorer(supernet).walker  # in batches of the real size
     while True:
         calibration = data.eval_batches("train", batch_size, min(most, len(whole[0])))
         validation = data.eval_batches("val", batch_size, min(most, len(whole[1])))
         scorer = experiment.make_scorer(supernet, images=(calibration, validation))
-        scorer.sample = []
+        scorer.sample, scorer.walker = [], walker
         scorer.score(experiment.space.narrowest)  # and what the full width predicts
         begun = time.perf_counter()
         scorer.score_many(wanted)

@@ -272,7 +272,7 @@ def test_ctrl_c_in_a_search_says_how_to_go_on(bcnet, run, monkeypatch):
     done = []
 
     def evaluate(self, block, tick):
-        if done:
+        if len(done) > 3:
             raise KeyboardInterrupt
         done.extend(block)
         return original(self, block, tick)

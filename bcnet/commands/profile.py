@@ -26,7 +26,7 @@ def profile(
     images: Annotated[int, typer.Option(min=1, help="Training images to reckon with, for a MODEL.")] = 50_000,
     num_classes: Annotated[int, typer.Option(min=1, help="Number of logits, for a MODEL.")] = 10,
     input: Annotated[str | None, typer.Option(metavar="CxHxW", help="Shape of one image, for a MODEL.  [default: its usual one]")] = None,
-    costs_only: Annotated[bool, typer.Option("--costs-only", help="Leave out time and memory, which take up to a minute.")] = False,
+    costs_only: Annotated[bool, typer.Option("--costs-only", help="Leave out time and memory, which take up to a minute or two.")] = False,
     trust: Trust = False,
 ) -> None:
     """Show what widths cost, how many meet a budget, and what training and search will take on this machine."""

@@ -140,7 +140,7 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> Files:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = sorted(_images_in(folder / name))
+        images = _images_in(folder / name)
         if not images:
             raise UserError(f"{folder / name}: no images in it; expected files such as 0001.jpg or .png")
         paths += images
@@ -148,21 +148,22 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> Files:
     return Files(folder, paths, labels)
 
 
-def _images_in(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """Those of folders within it, too, as torchvision and timm take them; links to a folder ``above`` are left."""
-    here = folder.resolve()
-    if here in above:
-        return []
-    entries = _entries(folder)
-    images = [entry for entry in entries if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
-    odd = next((entry.name for entry in images if not (entry.is_file(follow_symlinks=False) or is_file(Path(entry.path)))), None)
-    if odd is not None:
-        raise UserError(f"{folder / odd}: no regular file, nor a link to one; replace or remove it")
-    known = {entry.name for entry in images}
-    within = (
-        Path(entry.path) for entry in entries if entry.name not in known and not entry.is_file(follow_symlinks=False) and _is_class(entry)
-    )
-    return [*(Path(entry.path) for entry in images), *(path for one in within for path in _images_in(one, (*above, here)))]
+def _images_in(folder: Path) -> list[Path]:
+    """Those of folders within it, too, as torchvision takes them; every folder is read once, and links to those around it are left."""
+    images, folders, known = [], [folder], set(folder.resolve().parents)
+    for one in folders:  # which grows meanwhile
+        if (here := one.resolve()) in known:
+            continue
+        known.add(here)
+        for entry in sorted(_entries(one), key=lambda entry: entry.name):
+            is_plain = entry.is_file(follow_symlinks=False)
+            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                if not (is_plain or is_file(Path(entry.path))):
+                    raise UserError(f"{entry.path}: no regular file, nor a link to one; replace or remove it")
+                images.append(Path(entry.path))
+            elif not is_plain and _is_class(entry):
+                folders.append(Path(entry.path))
+    return sorted(images)
 
 
 def _entries(folder: Path) -> list["os.DirEntry[str]"]:

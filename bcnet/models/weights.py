@@ -17,6 +17,7 @@ State = dict[str, Tensor]
 # Under these keys trainings keep the weights among other things; averaged ones first, as timm's loader has it.
 _CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_STATISTICS = (".running_mean", ".running_var")
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _SHOWN = 3
 
@@ -42,13 +43,15 @@ def load_weights(model: nn.Module, path: Path, name: str = "") -> None:
     for how, state, left in _readings(read_weights(path), model):
         misfit = _Misfit(how, wanted, state)
         if misfit.count == 0:
-            broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+            counted = {*dict(model.named_parameters()), *(key for key in state if key.endswith(_STATISTICS))}
+            broken = [key for key, tensor in state.items() if key in counted and not bool(tensor.isfinite().all())]
             if broken:
                 raise UserError(f"{path}: {_few(broken)}: not all values are finite (a training that diverged?); nothing was loaded")
             if left:
                 notice(f"{path}: {plural(len(left), 'tensor')} beside the network's not used: {_few(left)}")
             model.load_state_dict(state, strict=False)
             return
+        misfit.count += len(left)
         misfits.append(misfit)
     best = min(misfits, key=lambda one: one.count)
     tried = ", ".join(misfit.how for misfit in misfits)
@@ -91,20 +94,20 @@ def _holds_tensors(tree: Any) -> bool:
 
 def _readings(state: State, model: nn.Module) -> Iterator[tuple[str, State, list[str]]]:
     """The state under the names that may be meant, each with what was done, and which of its tensors were left out."""
-    state = {key: tensor for key, tensor in state.items() if key not in _COUNTERS}
-    how, left = "the names as they are", list[str]()
-    while True:
-        yield how, state, left
-        known = getattr(model, "from_published", None)
-        converted = known(state) if known is not None else None
-        if converted is not None:
-            yield f"{how} as published ones", converted, left
-        prefix = next((one for one in _PREFIXES if any(key.startswith(one) for key in state)), None)
-        if prefix is None:
-            return
+    yield from _under_prefixes({key: tensor for key, tensor in state.items() if key not in _COUNTERS}, model, "the names as they are", [])
+
+
+def _under_prefixes(state: State, model: nn.Module, how: str, left: list[str]) -> Iterator[tuple[str, State, list[str]]]:
+    yield how, state, left
+    known = getattr(model, "from_published", None)
+    converted = known(state) if known is not None else None
+    if converted is not None:
+        yield f"{how} as published ones", converted, left
+    for prefix in _PREFIXES:
+        inner = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
         beside = [key for key in state if not key.startswith(prefix)]
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-        how, left = f"{'only' if beside else 'without'} {prefix!r}", left + beside
+        if inner:
+            yield from _under_prefixes(inner, model, f"{'only' if beside else 'without'} {prefix!r}", left + beside)
 
 
 class _Misfit:

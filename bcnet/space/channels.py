@@ -36,6 +36,9 @@ _FACTORIES |= {"new_empty", "new_zeros", "new_ones", "new_full", "new_empty_stri
 _POINTWISE = {"native_dropout", "bernoulli", "uniform", "normal", "random", "exponential", "fill", "zero", "copy", "hardswish"}
 _POINTWISE |= {"_prelu_kernel", "rrelu_with_noise", "masked_fill", "log_sigmoid_forward", "_to_copy", "lift_fresh", "detach", "alias"}
 _POINTWISE |= {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "_fused_dropout", "native_alpha_dropout"}
+# Nor these, in older versions.
+_POINTWISE |= {"celu", "elu", "hardshrink", "hardsigmoid", "hardtanh", "leaky_relu", "mish", "relu6", "rrelu", "selu", "softplus"}
+_POINTWISE |= {"softshrink", "threshold", "isfinite", "rad2deg"}
 _MOVES = {"view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "unsqueeze", "squeeze", "slice", "select"}
 _MOVES |= {"split", "split_with_sizes", "unbind", "repeat", "flip", "roll", "index_select", "index", "pixel_shuffle", "unfold"}
 _MOVES |= {"pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "diagonal", "im2col", "expand"}

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bcnet.models.shortcut import IdentityOr
 
@@ -12,7 +13,8 @@ from bcnet.models.shortcut import IdentityOr
 class _Tracer(fx.Tracer):
     """What changes with the active subnet is an operation as a whole.
 
-    So are ReLUs, whatever their class: one that BN does already must stay one that does nothing.
+    So are ReLUs, whatever their class: one that BN does already must stay one that does nothing; and BN, also of a library that has more in
+    it, for its statistics are to be calibrated.
     """
 
     def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
@@ -43,7 +45,7 @@ def operations(net: nn.Module, *, bodies: bool = False) -> fx.Graph:
     for shortcut in shortcuts:
         shortcut.forced = False
     try:
-        graph = _Tracer((nn.ReLU,) if bodies else (nn.ReLU, IdentityOr)).trace(net)
+        graph = _Tracer((nn.ReLU, _BatchNorm) if bodies else (nn.ReLU, _BatchNorm, IdentityOr)).trace(net)
     finally:
         for shortcut in shortcuts:
             shortcut.forced = None

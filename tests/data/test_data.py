@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -167,7 +169,7 @@ def test_test_images_without_classes_are_passed_over_for_those_of_val(image_fold
 
 
 def test_pictures_in_folders_of_a_class_are_of_that_class(image_folder):
-    """As torchvision takes them; a link back into a folder around it is not followed."""
+    """As torchvision takes them, but hidden ones."""
     cat = image_folder / "train" / "cat"
     for within in ("indoors", "indoors/at night", "outdoors"):
         (cat / within).mkdir()
@@ -181,14 +183,21 @@ def test_pictures_in_folders_of_a_class_are_of_that_class(image_folder):
 
 
 @pytest.mark.posix  # who may make links
-def test_links_around_in_a_class_end(image_folder):
+def test_links_around_in_a_class_are_left(image_folder):
+    """No picture comes twice, and none of another class."""
     cat = image_folder / "train" / "cat"
     (cat / "again").symlink_to(cat)
     (cat / "more").mkdir()
     (cat / "more" / "up").symlink_to(image_folder / "train")
     (cat / "nowhere").symlink_to(image_folder / "nothing")
+    for name in "abcdefgh":
+        (cat / name).mkdir()
+        (cat / name / "000.png").write_bytes((cat / "000.png").read_bytes())
+    for one, other in permutations("abcdefgh", 2):
+        (cat / one / other).symlink_to(cat / other)
     train, _, _ = find_images(image_folder)
-    assert len(train.paths) == 24 + 12  # those of the dogs, by the link from more, are cats too, as the folder has it
+    assert len(train.paths) == 24 + 8
+    assert len({path.resolve() for path in train.paths}) == 24 + 8
 
 
 def damage(folder):

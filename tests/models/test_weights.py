@@ -94,6 +94,26 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     assert torch.equal(model.classifier.weight, before)
 
 
+def test_every_prefix_is_tried_and_the_misfit_names_what_is_in_the_file(tmp_path):
+    model, other = digits(1), digits(2)
+    beside = {f"model.{key}": tensor for key, tensor in nn.Linear(2, 2).state_dict().items()}
+    torch.save(beside | {f"net.{key}": tensor for key, tensor in model.state_dict().items()}, tmp_path / "w.ckpt")
+    load_weights(other, tmp_path / "w.ckpt")
+    assert torch.equal(model.classifier.weight, other.classifier.weight)
+    state = model.state_dict()
+    state["net.weight"] = state.pop("classifier.weight")
+    torch.save(state, tmp_path / "w.ckpt")
+    with pytest.raises(UserError, match=r"1 tensor missing: classifier\.weight; 1 tensor unexpected: net\.weight; tried"):
+        load_weights(other, tmp_path / "w.ckpt")
+
+
+def test_buffers_of_a_models_own_may_be_infinite(tmp_path):
+    model = digits(1)
+    model.register_buffer("best", torch.tensor(float("inf")))
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+
+
 class Evil:
     def __reduce__(self):
         return (Path("evil-was-here").touch, ())

@@ -174,24 +174,24 @@ def test_one_width_has_one_score(run):
 
 
 def test_a_stopped_scoring_loses_no_more_than_a_block_and_blocks_are_short(run, monkeypatch):
-    """With a clock by which a width vector takes 5 seconds, at most 4 of them stand between two writes, from the first one on."""
+    """With a clock by which a width vector takes a second, at most 20 of them stand between two writes, and few before that is known."""
     seconds = [0.0]
     monkeypatch.setattr("bcnet.scoring.scorer.time.perf_counter", lambda: seconds[0])
     blocks = []
     original = run.scorer._evaluate
 
     def evaluate(block, tick):
-        if len(blocks) == 3:
+        if len(blocks) == 5:
             raise KeyboardInterrupt
         blocks.append(len(block))
-        seconds[0] += 5 * len(block)
+        seconds[0] += len(block)
         return original(block, tick)
 
     monkeypatch.setattr(run.scorer, "_evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
         run.scorer.score_many(list(run.space.enumerate())[:100])
-    assert blocks == [1, 4, 4]
-    assert len(ScoreCache(run.scorer.cache.path).evaluations) == 9
+    assert blocks == [1, 4, 16, 20, 20]
+    assert len(ScoreCache(run.scorer.cache.path).evaluations) == 61
     assert len(Run.open(run.folder).scorer.score_many(list(run.space.enumerate())[:100])) == 100
 
 

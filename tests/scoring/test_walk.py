@@ -13,7 +13,7 @@ from bcnet.scoring.evaluate import evaluate
 from bcnet.scoring.plan import NotShareable
 from bcnet.scoring.scorer import Scorer
 from bcnet.scoring.walk import Walker
-from bcnet.space.trace import trace
+from bcnet.space.trace import Choices, trace
 from bcnet.supernet.calibrate import calibrate
 from bcnet.supernet.supernet import Supernet
 
@@ -91,6 +91,20 @@ def alone(supernet, widths, side, calibration, validation, reference):
     network = supernet.extract(widths, side)
     calibrate(network, calibration)
     return evaluate(network, validation, reference=reference)
+
+
+def test_layers_that_stay_whole_are_calibrated_too():
+    """Of timm's, whose BN has an activation in it: torch.fx would look into one that is not slimmable and calibrate nothing."""
+    make, shape = MODELS["squeeze-excite"]
+    torch.manual_seed(0)
+    model = make()
+    space = trace(model, shape, Choices(exclude=("conv_stem", "blocks.1.*", "blocks.3.0.conv_pw")))
+    supernet = Supernet(model, space)
+    calibration, validation = Batches(shape, 1), Batches(shape, 2)
+    for widths in (space.narrowest, space.full):
+        (found,) = Walker(supernet, shape).evaluate([widths], "left", calibration, validation)
+        expected = alone(supernet, widths, "left", calibration, validation, None)
+        assert found["cross_entropy"] == pytest.approx(expected["cross_entropy"], rel=1e-5)
 
 
 @pytest.mark.parametrize("whole_layers", [True, False])
