@@ -210,6 +210,9 @@ def test_the_next_command_can_be_given_as_it_stands(bcnet, tmp_path):
             .replace("--out network", f"--out {tmp_path / 'network'}")
             .split()
         )
-    assert bcnet(*command)[0] == 0
+    code, _, err = bcnet(*command)
+    if code and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7):
+        pytest.skip("ONNX export of older versions cannot do it")
+    assert code == 0, err
     advised = bcnet("doctor", tmp_path / "run")[1].splitlines()[-1]
     assert advised == f"next: bcnet retrain {tmp_path / 'run'} --widths best --trust"

@@ -58,7 +58,8 @@ def export_network(folder: Path, network: nn.Module, input_shape: Sequence[int],
         except OSError:
             raise
         except Exception as error:
-            raise UserError(f"{path}: {type(network).__name__} cannot be exported: {first_line(error)}") from error
+            why = f"{first_line(_innermost(error))} (PyTorch {torch.__version__}; a newer one may know how)"
+            raise UserError(f"{path}: {type(network).__name__} cannot be exported: {why}") from error
         with torch.no_grad():
             worst = max(_difference(plain, run, images[:number]) for number in (3, 1))
         if worst > MOST_DIFFERENCE:
@@ -66,6 +67,13 @@ def export_network(folder: Path, network: nn.Module, input_shape: Sequence[int],
 
     write_atomic(path, write)
     return path
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What `torch.onnx` says first is how it went about it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _difference(plain: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor) -> float:
