@@ -74,6 +74,8 @@ class Fit:
         own, folder = self.experiment, self.folder / f"seed{seed}"
         result, checkpoint = folder / "result.json", folder / "checkpoint.pt"
         if result.is_file():
+            if process_rank() == 0:
+                checkpoint.unlink(missing_ok=True)  # killed between the two
             return read_record(result, FittedNetwork, "the result of a training")
         recipe, data = own.config.retrain, own.data
         (network,) = train_width(

@@ -310,9 +310,9 @@ class Run:
         def train(widths: Widths) -> Evaluation:
             nonlocal count
             name = self.space.encode(widths)
+            own = hashlib.sha256(f"{identity} {name}".encode()).hexdigest()
+            checkpoint = self.folder / "scores" / f"short-{own[:16]}.pt"
             if name not in known.evaluations:
-                own = hashlib.sha256(f"{identity} {name}".encode()).hexdigest()
-                checkpoint = self.folder / "scores" / f"short-{own[:16]}.pt"
                 trained = experiment.train_shortly(
                     self.supernet,
                     widths,
@@ -324,8 +324,9 @@ class Run:
                 trained = of_first(trained)  # BN statistics, and so what is reached, are per process
                 if process_rank() == 0:
                     known.add(name, {"left": trained})  # the side whose weights it started from
-                    checkpoint.unlink(missing_ok=True)
                 known.evaluations[name] = {"left": trained}
+            if process_rank() == 0:
+                checkpoint.unlink(missing_ok=True)
             count -= 1
             return known.evaluations[name]["left"]
 
@@ -485,12 +486,12 @@ class Run:
         known = [self._retrained(folder / name / "result.json", identity) for name in names]
         finished = [accuracy for accuracy in known if accuracy is not None]
         if len(finished) == len(names):
+            _remove_checkpoints(folder, identity)
             return finished
-        checkpoint = folder / f"checkpoint-{identity[:12]}.pt"
         networks = experiment.train_together(
             widths,
             seed,
-            checkpoint=checkpoint,
+            checkpoint=_checkpoint(folder, identity),
             checkpoint_seconds=self.config.checkpoint_seconds,
             identity=identity,
             label=f"retrain {len(widths)} together, seed {seed}",
@@ -499,8 +500,7 @@ class Run:
             self._keep_retrained(network, self.space.channels(one), seed, folder / name, identity)
             for one, name, network in zip(widths, names, networks, strict=True)
         ]
-        if process_rank() == 0:
-            checkpoint.unlink(missing_ok=True)
+        _remove_checkpoints(folder, identity)
         return accuracies
 
     def _retrain_identity(self, what: Sequence[Any], seed: int | list[int]) -> str:
@@ -534,17 +534,18 @@ class Run:
         what = [*channels, "from", self._supernet_hash] if inherits else list(channels)
         identities = {seed: self._retrain_identity(what, seed) for seed in seeds}
         known = {seed: self._retrained(folder / f"seed{seed}" / "result.json", identities[seed]) for seed in seeds}
-        missing = [seed for seed in seeds if known[seed] is None]
         is_small = self.costs.of_channels(channels, "flops") <= SIDE_BY_SIDE and world_size() == 1
-        shares = [list(seeds)] if missing and is_small else [[seed] for seed in missing]
-        for share in shares:
+        for share in [list(seeds)] if is_small else [[seed] for seed in seeds]:
             identity = identities[share[0]] if len(share) == 1 else self._retrain_identity(what, share)
             place = folder / f"seed{share[0]}" if len(share) == 1 else folder
+            if all(known[seed] is not None for seed in share):
+                _remove_checkpoints(place, identity)  # killed between the last result and this
+                continue
             networks = self.experiment.train_width(
                 channels,
                 share,
                 start=self.experiment.inherited(self.supernet, channels) if inherits else None,
-                checkpoint=place / f"checkpoint-{identity[:12]}.pt",
+                checkpoint=_checkpoint(place, identity),
                 checkpoint_seconds=self.config.checkpoint_seconds,
                 identity=identity,
                 label=f"retrain {label}, {f'seed {share[0]}' if len(share) == 1 else f'{len(share)} seeds'}",
@@ -552,9 +553,7 @@ class Run:
             for seed, network in zip(share, networks, strict=True):
                 if known[seed] is None:
                     known[seed] = self._keep_retrained(network, channels, seed, folder / f"seed{seed}", identities[seed], start)
-            if process_rank() == 0:
-                for checkpoint in place.glob(f"checkpoint-{identity[:12]}*.pt"):
-                    checkpoint.unlink()
+            _remove_checkpoints(place, identity)
         return [accuracy for accuracy in known.values() if accuracy is not None]
 
 
@@ -562,6 +561,17 @@ def run_identity(text: str) -> str:
     """What ties a checkpoint to a ``config.yaml``: a hash of the settings that decide the supernet, as they stand there."""
     tree = parse_yaml(text)
     return hashlib.sha256(json.dumps({key: tree.get(key) for key in _FIXED_SECTIONS}, sort_keys=True).encode()).hexdigest()
+
+
+def _checkpoint(folder: Path, identity: str) -> Path:
+    return folder / f"checkpoint-{identity[:12]}.pt"
+
+
+def _remove_checkpoints(folder: Path, identity: str) -> None:
+    """Of trainings that are finished, one or side by side."""
+    if process_rank() == 0:
+        for checkpoint in folder.glob(f"checkpoint-{identity[:12]}*.pt"):
+            checkpoint.unlink()
 
 
 def _dump(config: Config, written: Path) -> str:

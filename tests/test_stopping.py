@@ -216,3 +216,42 @@ def test_two_scorings_of_a_run_at_once_find_what_one_finds(bcnet, run, tmp_path)
     assert [json.loads((tmp_path / f"{n}.json").read_text())["scores"] for n in range(2)] == [expected, expected]
     (cache,), (other,) = ((folder / "scores").iterdir() for folder in (run.folder, tmp_path / "alone"))
     assert set(cache.read_text().splitlines()) == set(other.read_text().splitlines())
+
+
+RETRAINED = ("retrain", "RUN", "--widths", "22222", "retrain.epochs=1")
+DENSE = ("--out", "OUT", "weights.epochs=1", "architecture.start_epoch=0", "retrain.epochs=1", "derive.calibration_images=64")
+
+
+SHORT = ("search.short_trainings=2", "search.short_epochs=0.2", "score.additive=40", "score.calibration_images=64")
+
+
+@pytest.mark.parametrize(
+    ("before", "arguments"),
+    [
+        ((), (*RETRAINED, "--seeds", "0,1")),
+        ((), (*RETRAINED, "--seeds", "0")),
+        ((), ("retrain", "RUN", "--widths", "22222,33333", "--together", "--seeds", "0", "retrain.epochs=1")),
+        ((), ("search", "RUN", "--budget", "flops=0.5", *SHORT)),
+        ((), ("fit", "digits/resnet", "--out", "OUT", "retrain.epochs=1")),
+        (("dense", "train", "dense/digits", "--budget", "flops=0.5", *DENSE), ("dense", "retrain", "OUT", "--seeds", "0")),
+    ],
+    ids=["retrain seeds", "retrain one", "retrain together", "short trainings", "fit", "dense retrain"],
+)
+def test_a_checkpoint_that_a_kill_left_beside_the_result_goes_with_the_command_again(bcnet, run, tmp_path, monkeypatch, before, arguments):
+    def call(words):
+        names = {"RUN": run.folder, "OUT": tmp_path / "out"}
+        code, _, err = bcnet(*[names.get(word, word) for word in words])
+        assert code == 0, err
+
+    def checkpoints():
+        return {path for path in tmp_path.rglob("*.pt") if path.parent not in (run.folder, tmp_path / "out")}
+
+    unlink = Path.unlink
+    if before:
+        call(before)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda path, *_, **options: None if path.suffix == ".pt" else unlink(path, **options))
+        call(arguments)
+    assert checkpoints()
+    call(arguments)
+    assert not checkpoints()

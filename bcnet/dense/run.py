@@ -247,12 +247,13 @@ class DenseRun:
     def _retrain_one(self, net: NetConfig, seed: int, folder: Path, label: str) -> float:
         config = self.config
         identity = f"{config.data.model_dump_json()} {config.retrain.model_dump_json()} {config.grid.stem_stride} {net} {seed}"
-        result = folder / "result.json"
+        result, checkpoint = folder / "result.json", folder / "checkpoint.pt"
         if result.exists():
             known = read_record(result, RetrainedNetwork, "the result of a retraining")
             if known.identity == identity:
+                if process_rank() == 0:
+                    checkpoint.unlink(missing_ok=True)  # killed between the two
                 return known.accuracy
-        checkpoint = folder / "checkpoint.pt"
         network = self.experiment.train_network(net, seed, checkpoint=checkpoint, identity=identity, label=f"retrain {label}")
         return self._keep(network, net, seed, folder, identity)
 
