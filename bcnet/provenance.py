@@ -13,17 +13,18 @@ _FILE = "environment.json"
 
 
 def made_of(experiment: Experiment) -> dict[str, Any]:
-    """What of an experiment its config does not say: class names, numbers of images, and which file the trained weights are."""
+    """What of an experiment its config does not say: class names, numbers of images and which, and which file the trained weights are."""
     data = experiment.data
     images = {"train": data.num_images("full_train"), "test": data.num_images("test")}
-    return {"classes": list(data.classes), "images": images} | _weights(experiment.config)
+    which = {"images_sha256": data.fingerprint} if hasattr(data, "fingerprint") else {}
+    return {"classes": list(data.classes), "images": images} | which | _weights(experiment.config)
 
 
 def refuse_others(folder: Path, experiment: Experiment) -> None:
     """See that an experiment is what a folder was begun with, as far as that is known there.
 
     Raises:
-        UserError: other weights under the same name, other classes, or more or fewer images; that of a run with weights is damaged.
+        UserError: other weights under the same name, other classes, more, fewer or other images; that of a run with weights is damaged.
     """
     try:
         known = read_environment(folder)
@@ -38,6 +39,9 @@ def refuse_others(folder: Path, experiment: Experiment) -> None:
     if before["images"] != now["images"]:
         there, here = (_counted(images) for images in (before["images"], now["images"]))
         raise UserError(f"{folder}: was trained with {there}, and there are {here} now; bring those back, or train into another folder")
+    if before.get("images_sha256") != now.get("images_sha256"):
+        what = f"was trained with as many images, but their names or classes are no longer the same ({experiment.config.data.root})"
+        raise UserError(f"{folder}: {what}; bring those back, or train into another folder")
     if before.get("weights_sha256") != now.get("weights_sha256"):
         raise UserError(f"{folder}: model.weights is another file than when the run was begun; give that one, or choose another --out")
 

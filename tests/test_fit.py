@@ -9,8 +9,10 @@ from PIL import Image
 
 from bcnet.config import read_overrides
 from bcnet.errors import Interrupted, UserError
+from bcnet.experiment import Experiment
 from bcnet.fit import Fit
 from bcnet.models.factory import build_model
+from bcnet.provenance import refuse_others
 from bcnet.results import FitRecord, read_record
 from bcnet.run import Run
 from bcnet.supernet.extract import load_network
@@ -112,6 +114,17 @@ def test_more_images_another_space_and_other_weights_are_noticed(tmp_path):
     torch.save(build_model("timm/test_resnet", 2, seed=1).state_dict(), weights)
     with pytest.raises(UserError, match=r"model\.weights is another file"):
         Fit(tmp_path / "fit", settings(*own))
+    torch.save(build_model("timm/test_resnet", 2, seed=0).state_dict(), weights)
+    there, elsewhere = tmp_path / "data" / "train" / "cat" / "3.png", tmp_path / "data" / "train" / "cat" / "03.png"
+    there.rename(elsewhere)  # as many, but in another order: what was held out would be trained on
+    for streaming in ("false", "true"):
+        with pytest.raises(UserError, match="as many images, but their names or classes are no longer the same"):
+            refuse_others(tmp_path / "fit", Experiment(settings(*own, "data.num_val=2", f"data.streaming={streaming}")))
+    with pytest.raises(UserError, match="as many images, but"):
+        Run.open(tmp_path / "run").supernet  # noqa: B018
+    elsewhere.rename(there)
+    for streaming in ("false", "true"):
+        refuse_others(tmp_path / "fit", Experiment(settings(*own, "data.num_val=2", f"data.streaming={streaming}")))
     images(tmp_path / "data", 5)
     for again in (lambda: Fit(tmp_path / "fit", settings(*own)), lambda: Run.open(tmp_path / "run").trained):
         with pytest.raises(

@@ -1,5 +1,6 @@
 """Pictures in a folder of Hugging Face ``datasets``: as ``save_to_disk`` writes it, or Parquet files as the hub has them."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class HubPictures:
 
     def __init__(self, root: Path, part: str, rows: Any, column: str, labels: Tensor) -> None:
         self.root, self.part, self.rows, self.column, self.labels = root, part, rows, column, labels
+        self.names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -55,6 +55,8 @@ class DataSet(Protocol):
         classes: class names.
         input_shape: ``(C, H, W)`` of one image.
         mean, std: per channel, of images in 0..1: what a found network wants its inputs normalised by.
+
+    With an attribute ``fingerprint``, a string, a run refuses to go on with images whose string is another.
     """
 
     classes: tuple[str, ...]

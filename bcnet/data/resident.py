@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bcnet.config import DataConfig
 from bcnet.data.interfaces import Part
-from bcnet.data.sources import ImageSet, Source, balanced_split, load_source
+from bcnet.data.sources import ImageSet, Source, balanced_split, fingerprint, load_source
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.seeds import STREAM_AUGMENT, STREAM_ORDER, STREAM_SPLIT, derive_seed
@@ -28,9 +28,11 @@ class ResidentData:
 
     def __init__(self, config: DataConfig, seed: int, device: torch.device) -> None:
         source = load_source(config)
+        labels = [part.labels[part.index] for part in (source.train, source.test)]
         rng = np.random.default_rng(derive_seed(seed, STREAM_SPLIT))
-        train, val = balanced_split(source.train.labels[source.train.index], config.num_val, rng)
+        train, val = balanced_split(labels[0], config.num_val, rng)
         self.classes = source.classes
+        self.fingerprint = fingerprint(*zip(labels, source.names, strict=True))
         self.input_shape = source.train.shape
         self.mean, self.std = chosen_statistics(config, self.input_shape[0]) or _channel_statistics(source.train)
         resident = _bytes(source) <= config.resident_gib * 2**30

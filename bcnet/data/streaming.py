@@ -4,7 +4,7 @@ Batch ``step`` follows from the seed and the step alone. Every picture of it is 
 training, so the number of workers changes nothing, nor does that of the processes that share a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from bcnet.data.folder import Files, find_images, open_image, size_of_image
 from bcnet.data.huggingface import find_pictures
 from bcnet.data.interfaces import EvalSource, Part, TrainSource
 from bcnet.data.resident import EvalBatches, Normalize, chosen_statistics
-from bcnet.data.sources import ImageSet, balanced_split, load_source
+from bcnet.data.sources import ImageSet, balanced_split, fingerprint, load_source
 from bcnet.data.workers import Prefetched
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
@@ -33,6 +33,8 @@ class Pictures(Protocol):
 
     labels: Tensor
     """``(M,)``, int64."""
+    names: Sequence[str]
+    """Of their files; empty where they are none."""
 
     def __len__(self) -> int: ...
 
@@ -52,6 +54,7 @@ class PictureFiles:
 
     def __init__(self, files: Files) -> None:
         self.labels, self._paths = torch.tensor(files.labels), files.paths
+        self.names: Sequence[str] = files.names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,6 +73,7 @@ class PictureArray:
 
     def __init__(self, images: ImageSet) -> None:
         self.labels, self.images = images.labels[images.index], images.images[images.index]
+        self.names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,6 +107,7 @@ class StreamingData:
     def __init__(self, config: DataConfig, seed: int, device: torch.device, workers: int) -> None:
         self.config, self.device, self.workers = config, device, workers
         everything, test, self.classes = _pictures(config)
+        self.fingerprint = fingerprint((everything.labels, everything.names), (test.labels, test.names))
         rng = np.random.default_rng(derive_seed(seed, STREAM_SPLIT))
         train, val = balanced_split(everything.labels, config.num_val, rng)
         self.parts: dict[Part, tuple[Pictures, Tensor]] = {
