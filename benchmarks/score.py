@@ -194,7 +194,7 @@ def measure(bench: Bench, wanted: list[Widths], few: list[Widths], whole_layers:
             "largest_difference": differs,
         }
     assert scorer.walker is not None
-    one_by_one, together = scorer.walker.multiply_adds(wanted)
+    one_by_one, together = np.sum(list(scorer.walker.multiply_adds(wanted)), axis=0)
     rows["multiply_adds_saved"] = one_by_one / together
     some = wanted[:40]
     rows["peak_memory_mib"] = peak_memory_mib(lambda: bench.scorer(bench.best, whole_layers=whole_layers).score_many(some), bench.device)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
+from itertools import accumulate
 from math import log
 from statistics import fmean
 
@@ -76,7 +77,7 @@ class Scorer:
         self.metrics = METRICS | {metric.name: metric}
         self.anchors: Mapping[Widths, float] = {}
         self.evaluations: dict[str, dict[str, Evaluation]] = {} if cache is None else cache.evaluations
-        self._at_once = 1  # before it is known how long one takes
+        self._last_block, self._pace = 0, 0.0  # width vectors of a process; its seconds per multiply-add
 
     def score(self, widths: Widths) -> float:
         """The score of one width vector."""
@@ -128,7 +129,7 @@ class Scorer:
     def _evaluate_missing(self, wanted: Sequence[Widths], shown: ProgressBar | str) -> None:
         names = {widths: self.supernet.space.encode(widths) for widths in wanted}
         missing = sorted(widths for widths, name in names.items() if not self._is_known(name))
-        most, done = self._block_size(), 0
+        done = 0
         if isinstance(shown, ProgressBar) and not self.sample:
             shown.skip(len(names) - len(missing))
         with ProgressBar(shown, len(missing)) if isinstance(shown, str) else nullcontext(shown) as bar:
@@ -137,13 +138,29 @@ class Scorer:
                 bar.begin()
             before = bar.done
             while done < len(missing):
-                block = missing[done : done + min(self._at_once, most) * world_size()]
+                block = self._next_block(missing[done:])
                 start = time.perf_counter()
                 self._evaluate_block(block, names, lambda part, so_far=before + done: bar.update(int(so_far + part)))  # type: ignore[misc]
                 done += len(block)
-                per_width = (time.perf_counter() - start) / -(-len(block) // world_size())
-                (microseconds,) = agree([int(1e6 * per_width) + 1], next(self.supernet.parameters()).device)
-                self._at_once = max(1, min(MOST_GROWTH * self._at_once, round(1e6 * MOST_SECONDS / microseconds)))
+                self._keep_pace(block, time.perf_counter() - start)
+
+    def _next_block(self, missing: Sequence[Widths]) -> Sequence[Widths]:
+        """As many as are meant to take `MOST_SECONDS`, each process its share; first one each, by which the pace is taken."""
+        if self.walker is None or not self._pace:
+            return missing[: world_size()]
+        candidates = missing[: min(self._most_at_once(), MOST_GROWTH * self._last_block)]
+        so_far = accumulate(added for _, added in self.walker.multiply_adds(candidates))
+        share = sum(total * self._pace <= MOST_SECONDS for total in so_far)
+        return missing[: max(1, share) * world_size()]
+
+    def _keep_pace(self, block: Sequence[Widths], seconds: float) -> None:
+        """How long a block took, the slowest process of all, per multiply-add of the walk: neighbours share more or less of it."""
+        if self.walker is None:
+            return
+        self._last_block = -(-len(block) // world_size())
+        work = sum(added for _, added in self.walker.multiply_adds(block[: self._last_block]))
+        (microseconds,) = agree([int(1e6 * seconds) + 1], next(self.supernet.parameters()).device)
+        self._pace = microseconds / 1e6 / max(1, work)
 
     def _evaluate_block(self, block: Sequence[Widths], names: dict[Widths, str], tick: Callable[[float], None]) -> None:
         """Evaluate and keep some width vectors; of several processes each takes its share, and all get all results."""
@@ -181,10 +198,9 @@ class Scorer:
             return None
         return walker
 
-    def _block_size(self) -> int:
+    def _most_at_once(self) -> int:
         """How many width vectors can be walked over at once within memory."""
-        if self.walker is None:
-            return 1
+        assert self.walker is not None
         return max(1, min(MOST_AT_ONCE, int(self.memory_gib * 2**30 / self.walker.bytes_per_widths)))
 
     def _evaluate(self, block: Sequence[Widths], tick: Callable[[float], None]) -> list[dict[str, Evaluation]]:

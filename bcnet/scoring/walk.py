@@ -8,7 +8,7 @@ A score does not depend on which other width vectors are asked for.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
@@ -105,15 +105,15 @@ class Walker:
             tick(done / total)
         return totals.means()
 
-    def multiply_adds(self, wanted: Sequence[Widths]) -> tuple[int, int]:
-        """Multiply-adds of convolutions and linear layers for one image: one by one, and in one walk."""
+    def multiply_adds(self, wanted: Iterable[Widths]) -> Iterator[tuple[int, int]]:
+        """Of convolutions and linear layers for one image, of each width vector: by itself, and in a walk after those before it."""
         table = self.supernet.channel_table
         top = _channels(table, self.space.full)
-        alone = shared = 0
         before: dict[int, tuple[_Context, int]] = {}
         layers = [(number, step.layer) for number, step in enumerate(self.plan.steps) if step.layer and step.layer.kind != "norm"]
         for widths in wanted:
             active = _channels(table, widths)
+            alone = shared = 0
             for number, layer in layers:
                 step = self.plan.steps[number]
                 if step.body is not None and step.body.is_skipped(active):
@@ -127,7 +127,7 @@ class Walker:
                 if known != context or had != inputs:
                     shared += layer.positions * layer.kernel * full * (inputs - had)
                     before[number] = context, inputs
-        return alone, shared
+            yield alone, shared
 
     # The walk ---------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 import copy
 import json
+from contextlib import suppress
+from itertools import accumulate
 
 import pytest
 import torch
@@ -173,26 +175,37 @@ def test_one_width_has_one_score(run):
     assert len(list((run.folder / "scores").iterdir())) == 1
 
 
-def test_a_stopped_scoring_loses_no_more_than_a_block_and_blocks_are_short(run, monkeypatch):
-    """With a clock by which a width vector takes a second, at most 20 of them stand between two writes, and few before that is known."""
-    seconds = [0.0]
-    monkeypatch.setattr("bcnet.scoring.scorer.time.perf_counter", lambda: seconds[0])
-    blocks = []
-    original = run.scorer._evaluate
+@pytest.mark.parametrize(("alone", "apart"), [(1, 1), (3, 10), (13, 1), (13, 10), (50, 1)])
+def test_a_stopped_scoring_loses_no_more_than_a_block_and_blocks_are_short(run, monkeypatch, alone, apart):
+    """By a clock of multiply-adds, of which the full width takes so many seconds and neighbours share most, 20 are between two writes."""
+    scorer, wanted = run.scorer, list(run.space.enumerate())[::apart][-100:]
+
+    def seconds_of(block):
+        return alone * sum(added for _, added in scorer.walker.multiply_adds(block)) / full
+
+    ((full, _),) = scorer.walker.multiply_adds([run.space.full])
+    clock, blocks = [0.0], []
+    monkeypatch.setattr("bcnet.scoring.scorer.time.perf_counter", lambda: clock[0])
+    original = scorer._evaluate
 
     def evaluate(block, tick):
-        if len(blocks) == 5:
+        if len(blocks) == 6:
             raise KeyboardInterrupt
         blocks.append(len(block))
-        seconds[0] += len(block)
+        clock[0] += seconds_of(block)
         return original(block, tick)
 
-    monkeypatch.setattr(run.scorer, "_evaluate", evaluate)
-    with pytest.raises(KeyboardInterrupt):
-        run.scorer.score_many(list(run.space.enumerate())[:100])
-    assert blocks == [1, 4, 16, 20, 20]
-    assert len(ScoreCache(run.scorer.cache.path).evaluations) == 61
-    assert len(Run.open(run.folder).scorer.score_many(list(run.space.enumerate())[:100])) == 100
+    monkeypatch.setattr(scorer, "_evaluate", evaluate)
+    with suppress(KeyboardInterrupt):
+        scorer.score_many(wanted)
+    assert blocks[0] == 1
+    assert len(ScoreCache(scorer.cache.path).evaluations) == sum(blocks)
+    starts = list(accumulate(blocks, initial=0))
+    for before, start, size in zip(blocks, starts[1:], blocks[1:], strict=False):
+        block, longer = wanted[start : start + size], wanted[start : start + size + 1]
+        assert size == 1 or (seconds_of(block) <= 20 and size <= 4 * before)
+        assert size == min(4 * before, 100 - start) or seconds_of(longer) > 20  # one more would have been too many
+    assert len(Run.open(run.folder).scorer.score_many(wanted)) == 100
 
 
 def test_scores_by_the_statistics_of_the_batch_are_the_same_alone_and_together(run, monkeypatch):
