@@ -171,7 +171,8 @@ class Experiment(Resources):
     @cached_property
     def costs(self) -> CostTable:
         """FLOPs, params and the costs that the config adds."""
-        of = Measured(self.config.model.name, len(self.data.classes), self.data.input_shape)
+        chosen = self.config.model
+        of = Measured(chosen.name, len(self.data.classes), self.data.input_shape, chosen.args)
         return CostTable(self.space, [load_cost(name, self.space, of) for name in self.config.costs], self.model_space)
 
     def uniform_channels(self, flops: float) -> tuple[int, ...]:

@@ -358,6 +358,8 @@ class Regret(Record):
     """As it was asked for."""
     pick: str
     """Width string of the highest score under it."""
+    ties: int = 1
+    """So many have that score; the accuracy and the regret are their means."""
     pick_accuracy: float
     """In per cent."""
     best: str
@@ -368,6 +370,11 @@ class Regret(Record):
     """The difference, in points."""
     instead: Instead | None = None
     """What else could have been taken; ``None`` where fewer than ten networks are near the budget."""
+
+    @property
+    def picked(self) -> str:
+        """What is picked, in words."""
+        return self.pick if self.ties == 1 else f"any of {self.ties} with one score, {self.pick} among them,"
 
 
 class Ranking(Correlation):

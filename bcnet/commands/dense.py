@@ -62,7 +62,7 @@ def space(config: ConfigName, overrides: Overrides = None, input: Input = None, 
     grid = Grid(settings.grid)
     shape, classes = _shape(settings, input, num_classes)
     table = settings.cost.latency
-    costs = count_grid(grid, shape, classes, [read_latency(table, grid)] if table else [])
+    costs = count_grid(grid, shape, classes, [read_latency(table, grid, shape, classes)] if table else [])
     sizes = grid.map_sizes(shape)
     console.print(f"{grid.summary()}; images {'x'.join(map(str, shape))}, {classes:,} classes")
     for block in grid.used:
@@ -84,11 +84,11 @@ def space(config: ConfigName, overrides: Overrides = None, input: Input = None, 
 @dense_app.command()
 def cost(
     net: Annotated[str, typer.Argument(metavar="NET", help="A net_config, or a file with one.")],
-    input: Annotated[str, typer.Option(metavar="CxHxW", help="Shape of an image.")] = "3x224x224",
-    num_classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 1000,
-    stem_stride: Annotated[int, typer.Option(min=1, max=2, help="Stride of the first convolution.")] = 2,
+    grid: Annotated[str, typer.Option(metavar="CONFIG", help="Its grid: the images, the stem, the blocks of a table.")] = "dense/mbv2",
+    input: Annotated[str | None, typer.Option(metavar="CxHxW", help="Shape of an image.  [default: the grid's]")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.  [default: the grid's]")] = None,
+    stem_stride: Annotated[int | None, typer.Option(min=1, max=2, help="Of the first convolution.  [default: the grid's]")] = None,
     latency: Annotated[Path | None, typer.Option(metavar="FILE", help="A latency table of the grid.")] = None,
-    grid: Annotated[str, typer.Option(metavar="CONFIG", help="The grid of that table.")] = "dense/mbv2",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Multiply-adds of one image and params of a network that is written as a net_config, and its latency by a table."""
@@ -101,15 +101,20 @@ def cost(
 
     text, where = _net_text(net)
     blocks = read_net_config(text, where)
-    row: dict[str, float] = dict(count_network(blocks, read_shape(input, ""), num_classes, stem_stride))
+    settings = load_as(DenseConfig, grid, trust=True)
+    shape, classes = _shape(settings, input, num_classes)
+    stride = stem_stride or settings.grid.stem_stride
+    row: dict[str, float] = dict(count_network(blocks, shape, classes, stride))
     if latency is not None:
-        table = Grid(load_as(DenseConfig, grid, trust=True).grid)
-        row["latency"] = read_latency(latency, table).of(table.find(blocks))
+        table = Grid(settings.grid)
+        row["latency"] = read_latency(latency, table, shape, classes).of(table.find(blocks))
     if as_json:
         sys.stdout.write(json.dumps(row) + "\n")
         return
     more = f"  {row['latency']:.2f} ms latency" if "latency" in row else ""
     console.print(f"{row['flops']:,} FLOPs  {row['params']:,} params{more}")
+    images = "x".join(map(str, shape))
+    console.print(f"with images {images}, {classes:,} classes and a stem of stride {stride}; --grid CONFIG takes another grid's")
 
 
 def _net_text(net: str) -> tuple[str, str]:
@@ -156,7 +161,7 @@ def latency(
     options = {"device": place, "batch_size": batch_size, "half": HALF_TYPES[amp.value], "seconds": seconds, "repeats": repeats}
     with stoppable():
         table = measure_grid(grid, shape, classes, label="latency", out=out, **options)  # type: ignore[arg-type]
-    low, high = GridCosts(grid, {"latency": read_latency(out, grid)}).range("latency")
+    low, high = GridCosts(grid, {"latency": read_latency(out, grid, shape, classes)}).range("latency")
     console.print(f"networks take {low:.3g} to {high:.3g} ms ({table.meta.device}, {plural(table.meta.threads, 'thread')})")
     console.print(f"table: {out}; search with: --budget latency={(low + high) / 3:.3g}ms cost.latency={out}")
 
@@ -248,14 +253,16 @@ def refine(
     from bcnet.commands.app import finish
     from bcnet.commands.train import train_supernet
     from bcnet.config import load_config
-    from bcnet.dense.run import DenseRun
+    from bcnet.dense.run import DenseRun, same_cost
     from bcnet.experiment import Experiment, with_divisor
     from bcnet.run import Run
 
-    found = DenseRun.open(folder, trust=trust).record().best
+    found = DenseRun.open(folder, trust=trust).record()
     settings = load_config(folder / "refine.yaml", overrides or (), trust=trust)
-    text = budget or f"flops={int(found.costs['flops'])}"
+    text = budget or same_cost(found)
     with runtime(settings.device) as say:
+        if budget is None and found.budget is not None and found.budget.cost == "latency":
+            say(f"note: the search kept {found.budget.text}; widths are searched at the FLOPs of what it found, which may take longer")
         Experiment(with_divisor(settings)).parse_budgets([text])  # before anything is written
         run = Run.create(folder / "refined", settings, resume=(folder / "refined" / "config.yaml").exists())
         train_supernet(run, say)
@@ -277,13 +284,13 @@ def retrain(
     trust: Trust = False,
 ) -> None:
     """Train the network that was found from scratch over several seeds, and others beside it."""
-    from bcnet.dense.run import DenseRun
+    from bcnet.dense.run import FOUND, DenseRun
     from bcnet.distributed import process_rank
     from bcnet.models.net_config import read_net_config
     from bcnet.report.dense_page import write_dense_page
 
     run = DenseRun.open(folder, overrides or (), trust=trust)
-    wanted = {"found": run.found()[1]}
+    wanted = {FOUND: run.found()[1]}
     for entry in net or ():
         name, equals, value = entry.partition("=")
         if not equals or not name.replace("-", "").replace("_", "").isalnum() or name in wanted:

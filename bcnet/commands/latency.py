@@ -8,6 +8,7 @@ import typer
 
 from bcnet.commands.app import app, console, stoppable
 from bcnet.commands.models import (
+    ArgsOption,
     Asked,
     BinsOption,
     ClassesOption,
@@ -18,7 +19,9 @@ from bcnet.commands.models import (
     MinBinsOption,
     ModelName,
     WidenOption,
+    read_args,
     read_shape,
+    refuse_options,
     trace_asked,
 )
 from bcnet.errors import UserError
@@ -49,10 +52,12 @@ class Runner(str, Enum):
 
 @app.command()
 def latency(
+    context: typer.Context,
     model: ModelName,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The table to write, such as table.json.")],
     input: InputOption = None,
     num_classes: ClassesOption = 10,
+    args: ArgsOption = None,
     bins: BinsOption = 4,
     min_bins: MinBinsOption = 1,
     divisor: DivisorOption = None,
@@ -80,6 +85,8 @@ def latency(
         raise UserError(f"--out {out}: the name of a table ends with .json")
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; give the name of a file, such as {out / 'table.json'}")
+    if relevel is not None:
+        refuse_options(context, _OF_TABLE, "as the table of --relevel has it")
     import torch
 
     from bcnet.latency.backends import check_backend
@@ -91,14 +98,19 @@ def latency(
     if threads is not None:
         torch.set_num_threads(threads)
     check_backend(backend.value, place, amp.value)
-    shape = read_shape(input, model)
-    plain, space, _ = trace_asked(model, Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), (), widen))
+    shape, made_with = read_shape(input, model), read_args(args)
+    asked = Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), (), widen, made_with)
+    plain, space, _ = trace_asked(model, asked)
     console.print(f"{model}: {space.summary()}")
     if relevel is not None:
-        _relevel(relevel, out, plain, space, Measured(model, num_classes, shape), place, seconds_per_network)
+        _relevel(relevel, out, plain, space, Measured(model, num_classes, shape, made_with), place, seconds_per_network)
         return
     settings = LatencySettings(
-        *(model, num_classes, shape, batch_size, amp.value, seconds_per_network, repeats), most=networks, seed=seed, backend=backend.value
+        *(model, num_classes, shape, batch_size, amp.value, seconds_per_network, repeats),
+        most=networks,
+        seed=seed,
+        backend=backend.value,
+        args=made_with,
     )
     with stoppable():
         table = measure_latency(plain, space, settings, device=place, out=out)
@@ -118,6 +130,9 @@ def latency(
     console.print(f"picture: {drawn}", markup=False)
     budget = f"latency={(table.narrowest_ms + table.full_ms) / 2:.3g}ms"
     console.print(f"table: {out}; a budget such as {budget} wants 'costs=[{out}]'")
+
+
+_OF_TABLE = "batch_size", "threads", "amp", "backend", "repeats", "networks", "seed"
 
 
 def _relevel(before: Path, out: Path, model: "nn.Module", space: "Space", of: "Measured", device: "torch.device", seconds: float) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -25,6 +25,9 @@ MODEL_HELP = (
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 InputOption = Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image.  [default: the model's usual one]")]
 ClassesOption = Annotated[int, typer.Option(min=1, help="Number of logits.")]
+ArgsOption = Annotated[
+    str | None, typer.Option("--args", metavar="YAML", help="What the model is made with, as model.args has it: '{cifar_stem: true}'.")
+]
 BinsOption = Annotated[int, typer.Option(min=1, help="Bins K per group.")]
 MinBinsOption = Annotated[int, typer.Option(min=1, help="Smallest width index k_min.")]
 DivisorOption = Annotated[
@@ -61,6 +64,7 @@ class Asked:
     exclude: Sequence[str]
     costs: Sequence[str]
     widen: float
+    args: dict[str, Any]
 
 
 def read_shape(text: str | None, model: str) -> tuple[int, int, int]:
@@ -76,6 +80,16 @@ def read_shape(text: str | None, model: str) -> tuple[int, int, int]:
     except ValueError as error:
         raise UserError(f"--input {text!r} is not CxHxW, e.g. 3x32x32") from error
     return channels, height, width
+
+
+def read_args(text: str | None) -> dict[str, Any]:
+    """What a model is made with, from a mapping in YAML."""
+    from bcnet.config import read_overrides
+
+    try:
+        return {} if text is None else read_overrides([f"model.args={text}"]).model.args
+    except UserError as error:
+        raise UserError(f"--args {text!r} is no mapping in YAML, e.g. '{{cifar_stem: true}}'") from error
 
 
 def read_choices(texts: Sequence[str]) -> dict[str, list[int]]:
@@ -99,7 +113,7 @@ def trace_asked(name: str, asked: Asked) -> "tuple[nn.Module, Space, Space | Non
     check_factor(asked.widen, "--widen")
     shape = read_shape(asked.input, name)
     lists = read_choices(asked.groups)
-    model, plain = build_model(name, asked.num_classes), None
+    model, plain = build_model(name, asked.num_classes, args=asked.args), None
     divisor = asked.divisor or default_divisor(name)
     if asked.widen > 1:
         plain = trace_for_channels(model, shape, exclude=asked.exclude)
@@ -114,7 +128,7 @@ def _trace_model(name: str, asked: Asked) -> "CostTable":
     from bcnet.space.cost import CostTable
 
     _, space, plain = trace_asked(name, asked)
-    of = Measured(name, asked.num_classes, read_shape(asked.input, name))
+    of = Measured(name, asked.num_classes, read_shape(asked.input, name), asked.args)
     return CostTable(space, [load_cost(cost, space, of) for cost in asked.costs], plain)
 
 
@@ -129,6 +143,7 @@ def space(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
     input: InputOption = None,
     num_classes: ClassesOption = 10,
+    args: ArgsOption = None,
     bins: BinsOption = 4,
     min_bins: MinBinsOption = 1,
     divisor: DivisorOption = None,
@@ -149,11 +164,12 @@ def space(
 
     if (model is None) == (every is None):
         raise UserError("give the name of a MODEL, or --all timm, --all torchvision or --all FILE")
-    _refuse(context, ("out", "limit") if every is None else _OF_ONE_MODEL, "only for --all" if every is None else "not for --all")
+    refuse_options(context, ("out", "limit") if every is None else _OF_ONE_MODEL, "only for --all" if every is None else "not for --all")
     if model is None:
         _survey(str(every), input, out, limit, trust)
         return
-    costs = _trace_model(model, Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or (), widen))
+    asked = Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or (), widen, read_args(args))
+    costs = _trace_model(model, asked)
     groups = costs.space.groups
     table = Table(box=None, pad_edge=False)
     of_model = ["of the model"] if costs.model is not None else []
@@ -184,10 +200,11 @@ def space(
     )
 
 
-_OF_ONE_MODEL = "num_classes", "bins", "min_bins", "divisor", "group", "exclude", "cost", "widen"
+_OF_ONE_MODEL = "num_classes", "args", "bins", "min_bins", "divisor", "group", "exclude", "cost", "widen"
 
 
-def _refuse(context: typer.Context, names: Sequence[str], how: str) -> None:
+def refuse_options(context: typer.Context, names: Sequence[str], how: str) -> None:
+    """See that none of some options was given, which would do nothing: ``how`` says why."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -236,6 +253,7 @@ def cost(
     channels: ChannelsOption = None,
     input: InputOption = None,
     num_classes: ClassesOption = 10,
+    args: ArgsOption = None,
     bins: BinsOption = 4,
     min_bins: MinBinsOption = 1,
     divisor: DivisorOption = None,
@@ -248,9 +266,9 @@ def cost(
     """FLOPs (multiply-adds of one image), params and other costs of width vectors, or of channel counts that need not be choices."""
     if (widths is None) == (channels is None):
         raise UserError("give --widths W, or --channels FILE with a list of channel counts; one of the two")
-    asked = Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or (), widen)
+    asked = Asked(input, num_classes, bins, min_bins, divisor, group or (), exclude or (), cost or (), widen, read_args(args))
     if channels is not None:
-        _refuse(context, _OF_CHOICES, "not for --channels")
+        refuse_options(context, _OF_CHOICES, "not for --channels")
         _cost_of_channels(model, asked, channels, as_json)
         return
     costs = _trace_model(model, asked)
@@ -279,9 +297,9 @@ def _cost_of_channels(name: str, asked: Asked, file: str, as_json: bool) -> None
 
     counts = read_channels(file)
     shape = read_shape(asked.input, name)
-    space = trace_for_channels(build_model(name, asked.num_classes), shape, exclude=asked.exclude)
+    space = trace_for_channels(build_model(name, asked.num_classes, args=asked.args), shape, exclude=asked.exclude)
     found = match_channels(counts, space, file)
-    of = Measured(name, asked.num_classes, shape)
+    of = Measured(name, asked.num_classes, shape, asked.args)
     costs = CostTable(space, [load_cost(cost, space, of) for cost in asked.costs])
     row = {cost: costs.of_channels(found.channels, cost).item() for cost in costs.names}
     if as_json:

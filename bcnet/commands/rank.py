@@ -51,7 +51,7 @@ def rank_scores(scores: Path, truth: str, folder: Path, say: Say, budgets: Seque
         say(f"a perfect predictor would reach tau {ranking.noise_ceiling:.3f} against means of {seeds} seeds (noise ceiling)")
     for row in ranking.regret:
         say(
-            f"under {row.budget}: picks {row.pick} ({row.pick_accuracy:.2f} %), best {row.best} "
+            f"under {row.budget}: picks {row.picked} ({row.pick_accuracy:.2f} %), best {row.best} "
             f"({row.best_accuracy:.2f} %), regret {row.regret:.2f}{_instead(row)}"
         )
     return page

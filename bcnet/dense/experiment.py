@@ -68,8 +68,9 @@ class DenseExperiment(Resources):
     def costs(self) -> GridCosts:
         """FLOPs and params, and a latency where there is a table."""
         table = self.config.cost.latency
-        more = [] if table is None else [read_latency(table, self.grid)]
-        return count_grid(self.grid, self.data.input_shape, len(self.data.classes), more)
+        shape, classes = self.data.input_shape, len(self.data.classes)
+        more = [] if table is None else [read_latency(table, self.grid, shape, classes)]
+        return count_grid(self.grid, shape, classes, more)
 
     def parse_budget(self, text: str | None) -> Budget | None:
         """A budget such as ``flops=350M``.

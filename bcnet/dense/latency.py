@@ -20,6 +20,7 @@ from bcnet.dense.grid import Grid
 from bcnet.errors import UserError
 from bcnet.files import read_json
 from bcnet.latency.part import PartFile
+from bcnet.latency.table import note_machine, refuse_other_network
 from bcnet.latency.timing import TimedNetwork, clock_of, random_images, visit
 from bcnet.locks import locked
 from bcnet.machine import amp_of, device_name
@@ -81,15 +82,18 @@ class DenseLatencyTable(Record):
     """In the published form."""
 
 
-def read_latency(path: Path, grid: Grid) -> GridCost:
+def read_latency(path: Path, grid: Grid, image: Sequence[int], num_classes: int) -> GridCost:
     """A table as a cost of a grid.
 
     Args:
-        path: a JSON file, of either form.
+        path: a JSON file, of either form; a published one does not say what it was measured on.
         grid: must be that of the table.
+        image: ``(C, H, W)`` of one image, likewise.
+        num_classes: number of logits, likewise.
 
     Raises:
-        UserError: no such file, not such a table, or one of another grid; names the first thing that does not fit.
+        UserError: no such file, not such a table, or one of another grid, input or number of classes; names the first thing that does
+            not fit.
     """
     tree = read_json(path, WHAT)
     if isinstance(tree, dict):
@@ -97,6 +101,9 @@ def read_latency(path: Path, grid: Grid) -> GridCost:
         other = [name for name, value in known.meta.grid if value != getattr(grid.config, name)]
         if other:
             raise UserError(f"{path}: a table of another grid: {other[0]} is {getattr(known.meta.grid, other[0])} there")
+        wanted = {"input": list(image), "num_classes": num_classes}
+        refuse_other_network(path, known.meta.model_dump(include=set(wanted)), wanted, "bcnet dense latency")
+        note_machine(path, known.meta)
         tree = known.table
     return _Reader(path, grid).read(tree)
 

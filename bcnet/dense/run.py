@@ -30,12 +30,12 @@ from bcnet.files import is_unused, write_json, write_text
 from bcnet.models.net_config import NetConfig, read_net_config
 from bcnet.results import BudgetRecord, RetrainedNetwork, read_record
 from bcnet.scoring.evaluate import evaluate
-from bcnet.space.cost import Budget
 from bcnet.supernet.extract import save_network
 from bcnet.trees import dump_yaml
 
 _FIXED_SECTIONS = ("seed", "data", "grid", "weights", "architecture", "cost")
 _WHAT = "the result of a search of a grid"
+FOUND = "found"  # the name under which what was found is retrained
 
 
 class DenseRun:
@@ -156,7 +156,7 @@ class DenseRun:
             operation_deviation=search.operations.deviation,
             meta={"config": self.config.model_dump(mode="json"), "environment": experiment.environment()},
         )
-        self._write(record, best, budget)
+        self._write(record, best)
         return record
 
     def _candidate(self, found: Inherited) -> Candidate:
@@ -171,13 +171,12 @@ class DenseRun:
             val_accuracy=100 * found.accuracy,
         )
 
-    def _write(self, record: DenseRecord, best: Inherited, budget: Budget | None) -> None:
+    def _write(self, record: DenseRecord, best: Inherited) -> None:
         net = self.experiment.grid.net_config(best.choice)
         save_network(self.folder / "network", best.network, self._describe(net) | {"val_accuracy": record.best.val_accuracy})
         write_text(self.folder / "net_config.txt", f"{net}\n")
-        limit = budget.cost if budget and budget.cost == "params" else "flops"
         lines = f"# The width search of the network that was found: bcnet dense refine {self.folder.name}\n"
-        lines += f"# At the same cost as before: --budget {limit}={int(record.best.costs[limit])}\n"
+        lines += f"# At the same cost as before: --budget {same_cost(record)}\n"
         write_text(self.folder / "refine.yaml", lines + dump_yaml(self._refinement(net)))
         record.write(self.folder / "search.json")
 
@@ -267,9 +266,17 @@ class DenseRun:
         return accuracy
 
     def retrained(self) -> list[TrainedNetwork]:
-        """Every network that was trained from scratch so far."""
+        """Every network that was trained from scratch so far; what an earlier derivation had found is ``found before``."""
         files = sorted((self.folder / "retrain").glob("*.json"))
-        return [read_record(file, TrainedNetwork, "the result of a retraining") for file in files]
+        known = [read_record(file, TrainedNetwork, "the result of a retraining") for file in files]
+        now = self.record().best.net_config
+        return [one.model_copy(update={"name": "found before"}) if one.name == FOUND and one.net_config != now else one for one in known]
+
+
+def same_cost(record: DenseRecord) -> str:
+    """The budget of what was found for a width search: its params where these were limited, else its FLOPs."""
+    cost = "params" if record.budget is not None and record.budget.cost == "params" else "flops"
+    return f"{cost}={int(record.best.costs[cost])}"
 
 
 def _refuse_changes(folder: Path, searched: DenseConfig, asked: DenseConfig) -> None:

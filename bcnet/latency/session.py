@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -50,6 +50,7 @@ class LatencySettings:
         most: networks measured layer by layer, at most.
         checks: networks measured as a whole to fit overhead and scale, and as many again to check what comes out.
         seed: of the choice of networks.
+        args: the model is made with, as of ``model.args``.
     """
 
     model: str
@@ -64,6 +65,7 @@ class LatencySettings:
     checks: int = 20
     seed: int = 0
     backend: Backend = "eager"
+    args: Mapping[str, Any] = field(default_factory=dict)
 
 
 Kind = Literal["blocks", "fit", "held_out", "full"]
@@ -194,6 +196,7 @@ class LatencySession:
         settings = self.settings
         meta = LatencyMeta(
             model=settings.model,
+            args=dict(settings.args),
             num_classes=settings.num_classes,
             input=list(settings.input_shape),
             batch_size=settings.batch_size,

@@ -1,10 +1,12 @@
 """The file of a measured latency: typed, checked when it is read, and made a cost."""
 
+import math
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from bcnet.progress import notice
 from bcnet.results import Record, read_record
 from bcnet.space.cost import Cost
 from bcnet.space.widths import Space
+from bcnet.trees import dump_yaml
 
 FORMAT: Literal["bcnet-latency-1"] = "bcnet-latency-1"
 WHAT = f"a latency table of 'bcnet latency' (format {FORMAT!r})"
@@ -32,6 +35,8 @@ class LatencyMeta(Record):
 
     model: str
     """Its name."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """It was made with, as of ``model.args``."""
     num_classes: int
     """Logits."""
     input: list[int]
@@ -146,11 +151,13 @@ class Measured:
         model: its name.
         num_classes: logits.
         input_shape: ``(C, H, W)`` of one image.
+        args: it was made with, as of ``model.args``.
     """
 
     model: str
     num_classes: int
     input_shape: tuple[int, ...]
+    args: Mapping[str, Any] = field(default_factory=dict)
 
 
 def block_ms(block: Block, layer: LayerLatency, channels: Sequence[int]) -> float:
@@ -190,7 +197,7 @@ def load_latency(path: Path, space: Space, of: Measured | None = None) -> Cost:
     if of is not None:
         _check_network(path, table.meta, of)
     blocks = _check_space(path, table, space)
-    _note_machine(path, table.meta)
+    note_machine(path, table.meta)
     return to_cost(table, space, blocks)
 
 
@@ -268,12 +275,23 @@ class _Builder:
             table += values if a < b else values.T
 
 
-def _check_network(path: Path, meta: LatencyMeta, of: Measured) -> None:
-    known = {"model": meta.model, "input": "x".join(map(str, meta.input)), "num_classes": meta.num_classes}
-    wanted = {"model": of.model, "input": "x".join(map(str, of.input_shape)), "num_classes": of.num_classes}
+def refuse_other_network(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any], command: str) -> None:
+    """See that a table was measured with what is wanted here; ``command`` would measure that.
+
+    Raises:
+        UserError: names the first thing that differs.
+    """
     for name, value in wanted.items():
         if known[name] != value:
-            raise UserError(f"{path}: was measured with {name} {known[name]}, and here {name} is {value}; measure it with 'bcnet latency'")
+            there, here = ("x".join(map(str, one)) if name == "input" else one for one in (known[name], value))
+            raise UserError(f"{path}: was measured with {name} {there}, and here {name} is {here}; measure it with: {command}")
+
+
+def _check_network(path: Path, meta: LatencyMeta, of: Measured) -> None:
+    known = {"model": meta.model, "args": meta.args, "input": meta.input, "num_classes": meta.num_classes}
+    wanted = {"model": of.model, "args": dict(of.args), "input": list(of.input_shape), "num_classes": of.num_classes}
+    made_with = dump_yaml(dict(of.args), default_flow_style=True, width=math.inf).strip()
+    refuse_other_network(path, known, wanted, "bcnet latency" + (f" --args {shlex.quote(made_with)}" if of.args else ""))
 
 
 def _check_space(path: Path, table: LatencyTable, space: Space) -> list[Block]:
@@ -302,7 +320,21 @@ def _check_space(path: Path, table: LatencyTable, space: Space) -> list[Block]:
     return blocks
 
 
-def _note_machine(path: Path, meta: LatencyMeta) -> None:
+class _Machine(Protocol):
+    """The machine of a table."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def device_type(self) -> str: ...
+
+    @property
+    def torch(self) -> str: ...
+
+
+def note_machine(path: Path, meta: _Machine) -> None:
+    """Say so where a table was measured on another machine, or with another PyTorch."""
     here = device_name(torch.device(meta.device_type))
     if (meta.device, meta.torch) != (here, str(torch.__version__)):
         notice(f"{path}: was measured on {meta.device} with torch {meta.torch}; here is {here} with torch {torch.__version__}")

@@ -11,6 +11,7 @@ from bcnet.report.page import Page, picture, table, text
 from bcnet.results import Comparison, PredictorRow, ScoredSeed
 from bcnet.truth.compare import mean_row, spread
 from bcnet.truth.ground_truth import GroundTruth
+from bcnet.truth.ranking import DEFAULT_BUDGETS
 
 HEADER = ("predictor", "Kendall tau-b", "+-", "Spearman", "Pearson", "regret 25 %", "50 %", "75 %", "passes", "train s")
 
@@ -37,7 +38,7 @@ def _work(seeds: Sequence[ScoredSeed]) -> tuple[str, str]:
 
 def _cells(row: PredictorRow, deviation: str) -> tuple[str, ...]:
     correlations = (f"{row.kendall:.3f}", deviation, f"{row.spearman:.3f}", f"{row.pearson:.3f}")
-    return (*correlations, *(f"{value:.2f}" for value in row.regret.values()))
+    return (*correlations, *(f"{row.regret[budget]:.2f}" if budget in row.regret else "" for budget in DEFAULT_BUDGETS))
 
 
 def write_compare_page(folder: Path, comparison: Comparison, truth: GroundTruth, names: list[str], truth_name: str) -> Path:

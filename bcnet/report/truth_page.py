@@ -10,7 +10,7 @@ from bcnet.report import plots
 from bcnet.report.page import Page, picture, table, text
 from bcnet.results import Record, Regret
 from bcnet.truth.ground_truth import GroundTruth
-from bcnet.truth.ranking import noise_ceiling, regret
+from bcnet.truth.ranking import DEFAULT_BUDGETS, noise_ceiling, reachable_budgets, regret
 
 _SHOWN = {"flops": "FLOPs", "params": "params"}
 _NO_FLOPS = "The file does not say what its networks cost, so none is the best under a budget."
@@ -34,11 +34,11 @@ class TruthSummary(Record):
     noise_ceiling: list[float]
     """Tau of a perfect predictor against means of 1, 2, ... seeds."""
     best: list[Regret]
-    """The truly best under 25, 50, 75 and 100 % of the largest FLOPs."""
+    """The truly best under 25, 50, 75 and 100 % of the full model's FLOPs."""
 
 
 def describe_truth(truth: GroundTruth) -> TruthSummary:
-    """Ranges, spread, ceiling for 1..S seeds, best under 25, 50, 75 and 100 % of the largest FLOPs."""
+    """Ranges, spread, ceiling for 1..S seeds, best under 25, 50, 75 and 100 % of the full model's FLOPs."""
     num_seeds = truth.acc.shape[1]
     ceilings = [noise_ceiling(truth.acc, seeds) for seeds in range(1, num_seeds + 1)]
     return TruthSummary(
@@ -60,8 +60,8 @@ def _costs(truth: GroundTruth) -> dict[str, npt.NDArray[np.int64]]:
 def _best(truth: GroundTruth) -> list[Regret]:
     if truth.unknown("flops"):
         return []
-    floor = truth.flops.min() / truth.flops.max()
-    return [regret(truth.mean, truth, f"flops={share}") for share in (0.25, 0.5, 0.75, 1.0) if share >= floor]
+    budgets = reachable_budgets(truth, (*DEFAULT_BUDGETS, "flops=1.0"))
+    return [regret(truth.mean, truth, budget) for budget in budgets]
 
 
 def write_truth_page(folder: Path, truth: GroundTruth, summary: TruthSummary, name: str) -> Path:

@@ -16,7 +16,7 @@ from bcnet.scoring.scorer import Scorer
 from bcnet.space.widths import Side
 from bcnet.truth.competitors import COMPETITORS, Scored
 from bcnet.truth.ground_truth import Floats, GroundTruth
-from bcnet.truth.ranking import DEFAULT_BUDGETS, correlate, noise_ceiling, regret
+from bcnet.truth.ranking import correlate, noise_ceiling, reachable_budgets, regret
 
 RIDGE_SIZES = (32, 128)
 
@@ -146,7 +146,7 @@ def predictor_row(scores: Floats, truth: GroundTruth) -> PredictorRow:
         kendall=correlations.kendall.value,
         spearman=correlations.spearman.value,
         pearson=correlations.pearson.value,
-        regret={budget: regret(scores, truth, budget).regret for budget in DEFAULT_BUDGETS},
+        regret={budget: regret(scores, truth, budget).regret for budget in reachable_budgets(truth)},
     )
 
 

@@ -149,6 +149,13 @@ class GroundTruth:
         stated = self.meta.get("full")
         return isinstance(stated, dict) and is_number(stated.get(cost)) and stated[cost] >= 1
 
+    @property
+    def has_own_choices(self) -> bool:
+        """Whether ``meta`` says that groups have lists of choices of their own, whose indices are no shares of the model."""
+        config = self.meta.get("config")
+        space = config.get("space") if isinstance(config, dict) else None
+        return isinstance(space, dict) and bool(space.get("groups"))
+
     def rows(self, names: list[str], where: str) -> npt.NDArray[np.int64]:
         """Positions of the given width strings.
 

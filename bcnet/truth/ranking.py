@@ -74,10 +74,10 @@ def noise_ceiling(acc: Floats, seeds: int | None = None) -> float | None:
         seeds: how many seeds the mean is over; by default all ``S``.
 
     Returns:
-        The ceiling, or ``None`` with fewer than two seeds.
+        The ceiling, or ``None`` with fewer than two seeds, or where all networks have the same accuracy in one of them.
     """
     measured = acc.shape[1]
-    if measured < 2:
+    if measured < 2 or not np.ptp(acc, axis=0).all():
         return None
     seeds = seeds or measured
     pairs = list(combinations(range(measured), 2))
@@ -88,9 +88,16 @@ def noise_ceiling(acc: Floats, seeds: int | None = None) -> float | None:
 
 
 def top_k_precision(scores: Floats, truth: Floats, k: int) -> float:
-    """Share of the ``k`` networks with the highest scores that are among the ``k`` truly best."""
-    best = [set(np.argsort(-values, kind="stable")[:k].tolist()) for values in (scores, truth)]
-    return len(best[0] & best[1]) / k
+    """Share of the ``k`` networks with the highest scores that are among the ``k`` truly best; the expected one where ties are drawn."""
+    return float(_in_top(scores, k) @ _in_top(truth, k)) / k
+
+
+def _in_top(values: Floats, k: int) -> Floats:
+    """Probability of each to be among the ``k`` highest if those that tie for the last places are drawn."""
+    last = np.sort(values)[-k]
+    ties = values == last
+    is_in: Floats = np.where(ties, (k - (values > last).sum()) / ties.sum(), values > last)
+    return is_in
 
 
 def regret(scores: Floats, truth: GroundTruth, budget: str) -> Regret:
@@ -103,7 +110,8 @@ def regret(scores: Floats, truth: GroundTruth, budget: str) -> Regret:
 
     Returns:
         The pick among the scored networks, the best of all networks of the truth, their accuracies in per cent and the difference;
-        what a uniform width or networks drawn at the same budget would have been.
+        what a uniform width or networks drawn at the same budget would have been. Of several with the highest score any may be
+        picked: their mean counts, so that nothing depends on the order of a file.
 
     Raises:
         UserError: not a budget, no scored network keeps it, or what the networks cost is not known.
@@ -125,15 +133,17 @@ def regret(scores: Floats, truth: GroundTruth, budget: str) -> Regret:
     if not len(candidates):
         reach = f"{costs[is_scored].min()} to {costs[is_scored].max()}"
         raise UserError(f"budget {budget!r} cannot be met: {cost} of the scored networks reach from {reach}")
-    pick = candidates[np.argmax(scores[candidates])]
+    picks = candidates[scores[candidates] == scores[candidates].max()]
+    accuracy = float(truth.mean[picks].mean())
     best = allowed[np.argmax(truth.mean[allowed])]
     return Regret(
         budget=budget,
-        pick=truth.names[pick],
-        pick_accuracy=float(truth.mean[pick]),
+        pick=min(truth.names[pick] for pick in picks),
+        ties=len(picks),
+        pick_accuracy=accuracy,
         best=truth.names[best],
         best_accuracy=float(truth.mean[best]),
-        regret=float(truth.mean[best] - truth.mean[pick]),
+        regret=float(truth.mean[best]) - accuracy,
         instead=_instead(truth, costs, limit),
     )
 
@@ -148,9 +158,12 @@ def _instead(truth: GroundTruth, costs: npt.NDArray[np.int64], limit: float) -> 
 
 
 def _uniform(truth: GroundTruth, costs: npt.NDArray[np.int64], limit: float) -> float | None:
-    """Accuracy of the uniform width of a cost, linear between the uniform widths beside it."""
-    rows = np.flatnonzero((truth.indices == truth.indices[:, :1]).all(1))
-    if truth.has_channels or not len(rows) or not costs[rows].min() <= limit <= costs[rows].max():
+    """Accuracy of the uniform width of a cost, linear between the uniform widths beside it: the same share of the choices everywhere."""
+    if truth.has_channels or truth.has_own_choices:
+        return None
+    shares = truth.indices / np.maximum(truth.indices.max(0), 1)
+    rows = np.flatnonzero((shares == shares[:, :1]).all(1))
+    if not len(rows) or not costs[rows].min() <= limit <= costs[rows].max():
         return None
     rows = rows[np.argsort(costs[rows])]
     return float(np.interp(limit, costs[rows], truth.mean[rows]))
@@ -170,6 +183,12 @@ def payoff(scores: Floats, truth: GroundTruth, points: int = 60) -> dict[float, 
     cheapest, dearest = (flops / truth.full_cost("flops") for flops in (truth.flops[~np.isnan(scores)].min(), truth.flops.max()))
     shares = [float(share) for share in np.linspace(cheapest, dearest, points)]
     return {share: regret(scores, truth, f"flops={math.ceil(share * truth.full_cost('flops'))}") for share in shares}
+
+
+def reachable_budgets(truth: GroundTruth, budgets: Sequence[str] = DEFAULT_BUDGETS) -> list[str]:
+    """Those shares of the full model's FLOPs that any network keeps."""
+    cheapest = truth.flops.min() / truth.full_cost("flops")
+    return [budget for budget in budgets if float(budget.partition("=")[2]) >= cheapest]
 
 
 def rank(
@@ -196,8 +215,7 @@ def rank(
     of_all = np.full(len(truth), np.nan)
     of_all[rows] = list(scores.values())
     if not budgets and not truth.unknown("flops"):
-        reachable = part.flops.min() / truth.full_cost("flops")
-        budgets = [budget for budget in DEFAULT_BUDGETS if float(budget.partition("=")[2]) >= reachable]
+        budgets = reachable_budgets(part)
     predictors = {
         "score": np.array(list(scores.values()), dtype=np.float64),
         **{cost: part.cost(cost).astype(np.float64) for cost in COSTS if not part.unknown(cost)},

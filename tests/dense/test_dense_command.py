@@ -84,14 +84,21 @@ def test_what_was_found_is_trained_from_scratch_beside_others(bcnet, folder):
     assert "Trained from scratch" in (folder / "index.html").read_text()
     assert bcnet("dense", "retrain", folder, "--seeds", "0,1")[0] == 0
     assert {one.name: one for one in DenseRun.open(folder).retrained()} == known
+    assert bcnet("dense", "derive", folder, "--budget", "flops=0.25")[0] == 0  # another network, which was not trained
+    assert [one.name for one in DenseRun.open(folder).retrained()] == ["found before", "mine"]
+    assert "<td>found before" in (folder / "index.html").read_text()
 
 
-def test_the_widths_of_what_was_found_are_searched_by_bcnet_itself(bcnet, folder):
+@pytest.mark.parametrize("cost", ["flops", "params"])
+def test_the_widths_of_what_was_found_are_searched_by_bcnet_itself(bcnet, folder, cost):
+    """Within the same cost as the grid's search was."""
+    assert bcnet("dense", "derive", folder, "--budget", f"{cost}=0.4")[0] == 0
     quick = ("train.epochs=1", "search.evaluations=12", "search.algorithm.population=6", "score.calibration_images=64")
     code, text, err = bcnet("dense", "refine", folder, *quick)
     assert code == 0, err
     record = json.loads((folder / "refined" / "search.json").read_text())
-    assert record["best"]["flops"] <= DenseRun.open(folder).record().best.costs["flops"]
+    assert record["best"][cost] <= DenseRun.open(folder).record().best.costs[cost]
+    assert f"--budget {cost}={DenseRun.open(folder).record().best.costs[cost]}" in (folder / "refine.yaml").read_text()
     model = yaml.safe_load((folder / "refined" / "config.yaml").read_text())["model"]
     assert model["name"] == "densenas/chain"
     assert f"bcnet retrain {folder / 'refined'}" in text
@@ -116,6 +123,9 @@ def test_grids_and_networks_are_described(bcnet, tmp_path):
     (tmp_path / "net.txt").write_text(A.replace("|", "|\n"))
     code, text, _ = bcnet("dense", "cost", tmp_path / "net.txt", "--input", "1x8x8", "--num-classes", "10", "--stem-stride", "1")
     assert f"{first['flops']:,} FLOPs  {first['params']:,} params" in text
+    assert "with images 1x8x8, 10 classes and a stem of stride 1" in text
+    assert json.loads(bcnet("dense", "cost", A, "--grid", "dense/digits", "--json")[1]) == first
+    assert "with images 3x224x224, 1,000 classes and a stem of stride 2" in bcnet("dense", "cost", A)[1]
 
 
 def test_a_latency_is_measured_searched_for_and_kept(bcnet, tmp_path):

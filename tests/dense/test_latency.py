@@ -15,6 +15,9 @@ from bcnet.latency.timing import visit
 from bcnet.models.net_config import read_net_config
 from bcnet.seals import read_line
 
+IMAGENET = (3, 224, 224), 1000
+SMALL = (3, 8, 8), 5
+
 
 def shipped(name):
     return Grid(load_as(DenseConfig, f"dense/{name}").grid)
@@ -22,33 +25,33 @@ def shipped(name):
 
 def test_published_networks_take_what_was_published(published_latency, published_networks):
     grid = shipped("mbv2")
-    cost = read_latency(published_latency, grid)
+    cost = read_latency(published_latency, grid, *IMAGENET)
     ms = {name: cost.of(grid.find(read_net_config(row["net_config"]))) for name, row in published_networks.items()}
     assert (round(ms["A"], 2), round(ms["C"], 2)) == (13.65, 18.01)
 
 
 def test_the_published_resnet_table_is_of_the_resnet_grid(resnet_latency):
     grid = shipped("resnet")
-    cost = read_latency(resnet_latency, grid)
+    cost = read_latency(resnet_latency, grid, *IMAGENET)
     assert len(cost.heads) == len(grid.heads)
     assert len(cost.stacks) == len(grid.layers)
 
 
 def test_a_table_of_another_grid_is_refused_in_a_line(published_latency, resnet_latency):
     with pytest.raises(UserError, match="a table of another grid: it has 20 blocks behind the first, the grid 16"):
-        read_latency(resnet_latency, shipped("mbv2"))
+        read_latency(resnet_latency, shipped("mbv2"), *IMAGENET)
     config = load_as(DenseConfig, "dense/mbv2", ["grid.adjoin=3"])
     with pytest.raises(UserError, match=r"block 7 \(width 64\).*4 connections there, 3 in the grid"):
-        read_latency(published_latency, Grid(config.grid))
+        read_latency(published_latency, Grid(config.grid), *IMAGENET)
 
 
 def measured(out, **changes):
-    return measure_grid(tiny(**changes), (3, 8, 8), 5, device=torch.device("cpu"), repeats=2, out=out)
+    return measure_grid(tiny(**changes), *SMALL, device=torch.device("cpu"), repeats=2, out=out)
 
 
 def test_a_measured_table_is_read_back_and_holds_its_circumstances(tmp_path):
     table, grid = measured(tmp_path / "table.json"), tiny()
-    cost = read_latency(tmp_path / "table.json", grid)
+    cost = read_latency(tmp_path / "table.json", grid, *SMALL)
     assert table.meta.input == [3, 8, 8]
     assert table.meta.turns == 2
     assert min(min(row) for row in cost.heads.values()) > 0
@@ -60,7 +63,22 @@ def test_a_measured_table_is_read_back_and_holds_its_circumstances(tmp_path):
     total = before + heads[0][0] + stack[0][0] + blocks[1][0][0][0] + sum(skipped) + blocks[2][0][0][0] + lasts[0] + behind
     assert cost.of(choice) == pytest.approx(total)
     with pytest.raises(UserError, match="a table of another grid: last is 12 there"):
-        read_latency(tmp_path / "table.json", tiny(last=13))
+        read_latency(tmp_path / "table.json", tiny(last=13), *SMALL)
+
+
+def test_a_table_of_other_images_or_classes_is_refused_and_one_of_another_machine_is_said(tmp_path, capsys):
+    table, file = measured(tmp_path / "table.json"), tmp_path / "table.json"
+    assert read_latency(file, tiny(), *SMALL).const > 0
+    assert capsys.readouterr().err == ""
+    for others, words in (
+        (((3, 16, 16), 5), "input 3x8x8, and here input is 3x16x16"),
+        (((3, 8, 8), 6), "num_classes 5, and here num_classes is 6"),
+    ):
+        with pytest.raises(UserError, match=f"{words}; measure it with: bcnet dense latency"):
+            read_latency(file, tiny(), *others)
+    table.model_copy(update={"meta": table.meta.model_copy(update={"device": "Raspberry Pi"})}).write(file)
+    read_latency(file, tiny(), *SMALL)
+    assert "was measured on Raspberry Pi with torch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -78,7 +96,7 @@ def test_what_is_no_table_is_refused_in_a_line(tmp_path, change, words):
     file = tmp_path / "table.json"
     file.write_text(json.dumps(change(measured(tmp_path / "measured.json").table)))
     with pytest.raises(UserError, match=words) as caught:
-        read_latency(file, tiny())
+        read_latency(file, tiny(), *SMALL)
     assert "\n" not in str(caught.value)
 
 

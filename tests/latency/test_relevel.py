@@ -49,3 +49,9 @@ def test_another_device_or_model_is_refused(table, tmp_path):
         relevel(other, model, space, of=OF, device=torch.device("cpu"), seconds=0.1)
     with pytest.raises(UserError, match="was measured with num_classes 10, and here num_classes is 11"):
         relevel(table, model, space, of=Measured("digits/resnet", 11, (1, 8, 8)), device=torch.device("cpu"), seconds=0.1)
+
+
+def test_what_a_table_says_of_itself_is_not_asked_again(bcnet, tmp_path):
+    for option in (("--threads", 4), ("--batch-size", 64), ("--backend", "compiled"), ("--repeats", 3), ("--networks", 5)):
+        code, _, err = bcnet("latency", "digits/resnet", "--relevel", tmp_path / "table.json", "--out", tmp_path / "now.json", *option)
+        assert (code, err.strip()) == (2, f"bcnet: error: {option[0]} is as the table of --relevel has it")

@@ -98,6 +98,10 @@ def test_a_budget_in_milliseconds(measured, space, tmp_path):
         (Measured("digits/other", 10, (1, 8, 8)), "model digits/resnet, and here model is digits/other"),
         (Measured("digits/resnet", 10, (1, 16, 16)), "input 1x8x8, and here input is 1x16x16"),
         (Measured("digits/resnet", 9, (1, 8, 8)), "num_classes 10, and here num_classes is 9"),
+        (
+            Measured("digits/resnet", 10, (1, 8, 8), {"cifar_stem": True}),
+            r"args \{\}, and here args is \{'cifar_stem': True\}; measure it with: bcnet latency --args '\{cifar_stem: true\}'",
+        ),
     ],
 )
 def test_a_table_of_another_network_is_refused(measured, space, of, words):

@@ -1,4 +1,5 @@
-from itertools import combinations, product
+from dataclasses import replace
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
@@ -70,6 +71,42 @@ def test_top_k_and_regret_are_counted_by_hand():
     assert regret(scores, truth, "flops=150").regret == 0
     with pytest.raises(UserError, match="cannot be met"):
         regret(scores, truth, "flops=0.1")
+
+
+def test_ties_are_drawn_so_that_nothing_depends_on_the_order_of_a_file():
+    """Held against all orders of a small one."""
+    scores, acc = np.array([3.0, 2, 2, 2, 1, 1]), np.array([[70.0], [90], [80], [80], [60], [60]])
+    orders = list(permutations(range(6)))
+
+    def top(values, order, k):
+        return set(sorted(range(6), key=lambda n: (-values[n], order[n]))[:k])
+
+    for k in range(1, 6):
+        drawn = [len(top(scores, one, k) & top(acc[:, 0], other, k)) / k for one in orders[::7] for other in orders[::7]]
+        assert top_k_precision(scores, acc[:, 0], k) == pytest.approx(np.mean(drawn), abs=0.02)
+    flops, found = np.array([200, 90, 80, 70, 60, 50]), set()
+    for order in map(list, orders[::11]):
+        truth = GroundTruth(tuple(f"{1000 + n}" for n in order), acc[order], flops[order], flops[order], {})
+        row = regret(scores[order], truth, "flops=0.5")
+        found.add((row.pick, row.ties, round(row.pick_accuracy, 6), row.best_accuracy, round(row.regret, 6)))
+    assert found == {("1001", 3, round(250 / 3, 6), 90.0, round(90 - 250 / 3, 6))}
+
+
+def test_the_uniform_width_has_the_same_share_of_every_group():
+    """Where one group has two choices and the others four, ``1222`` is half of each and ``2222`` is not."""
+    rng = np.random.default_rng(0)
+    names = tuple("".join(map(str, one)) for one in product((1, 2), (1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4)))
+    flops = np.array([int(name[0]) * 20 + sum(map(int, name[1:])) * 10 for name in names])
+    truth = GroundTruth(names, rng.normal(80, 5, (len(names), 2)), flops, flops, {})
+    half = names.index("1222")
+    assert regret(flops, truth, f"flops={flops[half]}").instead.uniform == truth.mean[half]
+    own = replace(truth, meta={"config": {"space": {"groups": {"conv1": [1, 7]}}}})  # the first of which is no half
+    assert regret(flops, own, f"flops={flops[half]}").instead.uniform is None
+
+
+def test_a_seed_in_which_all_networks_are_equal_has_no_ceiling():
+    assert noise_ceiling(np.array([[10.0, 20], [10, 30], [10, 40]])) is None
+    assert noise_ceiling(np.array([[10.0, 20]])) is None
 
 
 def test_what_else_a_budget_could_have_bought_is_counted_by_brute_force():
