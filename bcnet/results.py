@@ -118,6 +118,11 @@ class SearchSettings(Record):
         """A setting of the algorithm."""
         return (self.model_extra or {}).get(name, default)
 
+    @property
+    def accuracy_words(self) -> str:
+        """What the accuracies of evaluated width vectors are called."""
+        return "predicted accuracy in the supernet" if self.additive else "accuracy in the supernet"
+
 
 class ShortTrained(Record):
     """Widths that a search trained for a short time."""

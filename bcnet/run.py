@@ -52,7 +52,7 @@ from bcnet.search.short_training import ShortTraining
 from bcnet.space.cost import Budget, CostTable
 from bcnet.space.widths import Space, Widths
 from bcnet.supernet.calibrate import calibrate
-from bcnet.supernet.extract import save_network
+from bcnet.supernet.extract import refuse_other_folder, save_network
 from bcnet.supernet.supernet import Supernet
 from bcnet.training.trainer import Trainer
 from bcnet.trees import dump_yaml, parse_yaml
@@ -378,7 +378,12 @@ class Run:
         )
 
     def extract(self, widths: Widths, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-        """Write the subnet as a plain network with calibrated BN statistics; returns it and its description."""
+        """Write the subnet as a plain network with calibrated BN statistics; returns it and its description.
+
+        Raises:
+            UserError: the folder holds something else than a network.
+        """
+        refuse_other_folder(folder)
         experiment, supernet = self.experiment, self.scorer.supernet
         supernet.set_active_subnet(widths, "left")
         calibrate(supernet, experiment.calibration, half=experiment.half)

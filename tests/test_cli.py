@@ -58,6 +58,11 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
     assert f"network: {best}, " in out
     assert "times the model's speed" in out
     assert sorted(p.name for p in (tmp_path / "network").iterdir()) == ["README.md", "network.json", "network.pt2", "network.safetensors"]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("notes")
+    own = "extract", folder, "--widths", "best", "--out", tmp_path / "own"
+    refused(bcnet(*own), f"{tmp_path / 'own'} exists, is not empty and holds no network; choose another folder")
+    assert [(path.name, path.read_text()) for path in (tmp_path / "own").iterdir()] == [("README.md", "notes")]
     network, description = load_network(tmp_path / "network")
     card = (tmp_path / "network" / "README.md").read_text()
     assert f"{description['flops']:,}" in card
@@ -68,6 +73,11 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
     torch.testing.assert_close(names["logits"], network(images))
     assert 1 < description["val_accuracy"] <= 100  # per cent, as test_accuracy
     assert sum(p.numel() for p in network.parameters()) == description["params"] == found["best"]["params"]
+
+    for wanted in ("best", "uniform=0.5"):
+        code, out, _ = bcnet("score", folder, "--widths", wanted, "--out", tmp_path / "one.json")
+        (name,) = json.loads((tmp_path / "one.json").read_text())["scores"]
+        assert name == best if wanted == "best" else len(set(name)) == 1
 
     code, out, _ = bcnet("retrain", folder, "--widths", "best", "--seeds", "0,1")
     assert code == 0

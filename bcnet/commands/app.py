@@ -193,6 +193,14 @@ def _read_widths(text: str, space: "Space") -> "list[Widths]":
     return [read_width_string(text, space)]
 
 
+def named_widths_of_run(text: str, run: "Run") -> "dict[str, Widths]":
+    """Width vectors for a run by their names: as `read_named_widths`, and what `widths_of_run` knows beside."""
+    if text == "best" or text.startswith("uniform="):
+        widths = widths_of_run(text, run)
+        return {run.space.encode(widths): widths}
+    return read_named_widths(text, run.space)
+
+
 def widths_of_run(text: str, run: "Run") -> "Widths":
     """One width vector for a run: ``best`` of its last search, ``uniform=0.5`` (all groups alike, at most half of the FLOPs), or a string.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcnet.commands.app import Overrides, RunFolder, Say, Trust, WidthsOption, app, finish, opened, read_named_widths
+from bcnet.commands.app import Overrides, RunFolder, Say, Trust, WidthsOption, app, finish, named_widths_of_run, opened
 from bcnet.errors import UserError
 from bcnet.formatting import human
 
@@ -34,7 +34,7 @@ def score(
     """Score width vectors with a trained supernet."""
     with opened(folder, overrides, trust) as (run, say):
         _take_anchors(run, anchors, say)
-        wanted = read_named_widths(widths, run.space)
+        wanted = named_widths_of_run(widths, run)
         target = out or folder / "scores.json"
         if run.config.score.additive:
             how = (
@@ -131,7 +131,7 @@ def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord
     share = f"{flops / run.costs.of_model('flops'):.0%} of {run.costs.model_name}"
     words = _accuracy(record, best)
     if run.scorer.anchors:
-        words = f"predicted true accuracy {min(best.score, 100):.2f} %, {words}"
+        words = f"predicted true accuracy {best.score:.2f} %, {words}"
     elif settings.metric != "accuracy":
         words = f"{run.experiment.metric.label} {best.score:.4f}, {words}"
     others = "".join(f", {run.costs.written(name, value)} {name}" for name, value in best.costs.items() if name not in ("flops", "params"))
@@ -165,4 +165,4 @@ def _words(record: "SearchRecord", row: "EvaluatedWidths") -> str:
 
 
 def _accuracy(record: "SearchRecord", row: "EvaluatedWidths") -> str:
-    return f"{'predicted ' if record.settings.additive else ''}accuracy in the supernet {row.accuracy:.2%}"
+    return f"{record.settings.accuracy_words} {row.accuracy:.2%}"

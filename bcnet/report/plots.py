@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from bcnet.files import write_atomic
 from bcnet.formatting import plural
 from bcnet.report.page import narrow_form
-from bcnet.results import Comparison, Ranking, Regret, SearchRecord
+from bcnet.results import Comparison, Ranking, Regret, SearchRecord, SearchSettings
 from bcnet.scoring.metrics import METRICS
 from bcnet.truth.ground_truth import GroundTruth
 
@@ -150,6 +150,11 @@ def metric_label(name: str) -> str:
     return METRICS[name].label if name in METRICS else name
 
 
+def score_label(settings: SearchSettings) -> str:
+    """What the scores of a search are called."""
+    return "predicted true accuracy [%]" if settings.anchors else metric_label(settings.metric)
+
+
 def draw_search(path: Path, search: SearchRecord) -> None:
     """Every evaluated width vector (cost against score), and the best score so far."""
     evaluated, cost = search.evaluated, search.settings.cost
@@ -176,7 +181,7 @@ def draw_search(path: Path, search: SearchRecord) -> None:
             left.plot(
                 *places, marker="*", markersize=11, color=ORANGE, linestyle="", markeredgecolor="black", label="best of other budgets"
             )
-        left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=metric_label(search.settings.metric))
+        left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=score_label(search.settings))
         left.set_title(f"{len(evaluated)} width vectors evaluated")
         left.legend(frameon=False, fontsize=8)
         within = [search.keeps_budgets(row) for row in evaluated]

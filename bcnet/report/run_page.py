@@ -76,7 +76,7 @@ def _add_found(page: Page, run: Run, search: SearchRecord) -> None:
     words = (
         f"{best.widths}: {human(flops)} FLOPs ({flops / full['flops']:.0%} of {run.costs.model_name}), "
         f"{human(params)} params ({params / full['params']:.0%}), "
-        f"{plots.metric_label(search.settings.metric)} {best.score:.4f}, accuracy in the supernet {best.accuracy:.2%}."
+        f"{plots.score_label(search.settings)} {best.score:.4f}, {search.settings.accuracy_words} {best.accuracy:.2%}."
     )
     plots.draw_widths(run.folder / "widths.png", [g.name for g in run.space.groups], channels)
     speed = _if_whole(page, run.speed)
@@ -243,13 +243,15 @@ def _add_search(page: Page, run: Run, search: SearchRecord) -> None:
     words = (
         f"{settings.algorithm}{f' ({init} initial population)' if init else ''}, {len(search.evaluated):,} width vectors {predicted}scored"
         f"{budgets}. Score: {plots.metric_label(settings.metric)} on images held out from training, on the "
-        f"{' and the '.join(run.experiment.strategy.sides)}."
+        f"{' and the '.join(run.experiment.strategy.sides)}"
     )
+    corrected = f", corrected by the true accuracies of {settings.anchors:,} networks: {plots.score_label(settings)}"
+    words += f"{corrected if settings.anchors else ''}."
     scores = np.array([row.score for row in search.evaluated])
     spread = f"Scores reach from {scores.min():.4f} to {scores.max():.4f}."
     parts = [text(words), text(spread), picture(run.folder / "search.png", "search")]
     if len(search.passed) > 1:
-        parts += [text("The best within each budget alone:"), _evaluated(search.rows(search.passed.values()), list(search.passed))]
+        parts += [text("The best within each budget alone:"), _evaluated(search, search.rows(search.passed.values()), list(search.passed))]
     if search.short:
         plots.draw_short(run.folder / "short.png", search)
         short = sorted(search.short, key=lambda one: one.cross_entropy)
@@ -261,16 +263,16 @@ def _add_search(page: Page, run: Run, search: SearchRecord) -> None:
         header = ("widths", "proposed by", "held-out accuracy", "cross-entropy", "score", "FLOPs")
         parts += [text(f"{search.short_sentence}."), picture(run.folder / "short.png", "short trainings"), table(header, cells)]
     top = sorted((row for row in search.evaluated if search.keeps_budgets(row)), key=lambda row: -row.score)[:10]
-    parts += [text("The highest scores within all budgets:"), _evaluated(top)]
+    parts += [text("The highest scores within all budgets:"), _evaluated(search, top)]
     page.section("Search", *parts)
     front = search.rows(search.front)
     lead = f"No other that was scored beats one of these in both score and {settings.cost.replace('flops', 'FLOPs')}; cheapest first."
-    page.section(f"Pareto front: {len(front)} width vectors", text(lead), _evaluated(front))
+    page.section(f"Pareto front: {len(front)} width vectors", text(lead), _evaluated(search, front))
 
 
-def _evaluated(rows: Sequence[EvaluatedWidths], budgets: Sequence[str] = ()) -> str:
-    names = list(rows[0].costs)
-    header = (*(["budget"] if budgets else []), "widths", "score", "accuracy", *(name.replace("flops", "FLOPs") for name in names))
+def _evaluated(search: SearchRecord, rows: Sequence[EvaluatedWidths], budgets: Sequence[str] = ()) -> str:
+    names, accuracy = list(rows[0].costs), search.settings.accuracy_words
+    header = (*(["budget"] if budgets else []), "widths", "score", accuracy, *(name.replace("flops", "FLOPs") for name in names))
     cells = [(row.widths, row.score, f"{row.accuracy:.2%}", *(human(row.costs[name]) for name in names)) for row in rows]
     return table(header, [(budget, *row) for budget, row in zip(budgets, cells, strict=True)] if budgets else cells)
 

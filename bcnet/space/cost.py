@@ -231,7 +231,8 @@ class Budget:
             reach = f"{human(low)} to {costs.written(name, high)}"
             if whole is not None:
                 reach += f" ({low / whole:.3f} to {round(high / whole, 3):g} of {costs.model_name})"
-            raise UserError(f"budget {text!r} cannot be met: {name} of this space reach from {reach}")
+            what = f"{name} of this space reach" if isinstance(high, int) else f"from the narrowest network to the full one, {name} goes"
+            raise UserError(f"budget {text!r} cannot be met: {what} from {reach}")
         return Budget(name, int(limit) if isinstance(high, int) else limit, text)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bcnet.config import MOST
 from bcnet.errors import UserError, first_line, shown
-from bcnet.files import is_file, read_json, write_atomic, write_json
+from bcnet.files import is_file, is_unused, read_json, write_atomic, write_json
 from bcnet.models.factory import build_model
 from bcnet.models.shortcut import drop_unused_bodies
 from bcnet.plugins import named_code, refuse_untrusted
@@ -31,6 +31,16 @@ FORMER_FORMAT = "bcnet-network-1"  # without a checksum
 WEIGHTS, DESCRIPTION = "network.safetensors", "network.json"
 CARD = "README.md"
 _KEY, _DIGEST = "bcnet", "bcnet_sha256"
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """See that a folder is free for a network, or holds one, which may be replaced.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not is_unused(folder) and not any((folder / name).is_file() for name in (WEIGHTS, DESCRIPTION)):
+        raise UserError(f"{folder} exists, is not empty and holds no network; choose another folder")
 
 
 def save_network(folder: Path, network: nn.Module, description: dict[str, Any]) -> None:

@@ -83,7 +83,8 @@ def test_a_budget_in_milliseconds(measured, space, tmp_path):
     assert Budget.parse("latency=1.5", costs).limit == 1.5
     assert Budget.parse("latency=0.9ms", costs).limit == 0.9
     assert Budget.parse("latency=0.9", costs).limit == pytest.approx(0.9 * full)  # a fraction of the full model
-    with pytest.raises(UserError, match=rf"'latency=0.2ms' cannot be met: latency of this space reach from {low:.4g} to {full:.4g} ms \("):
+    reach = f"from the narrowest network to the full one, latency goes from {low:.4g} to {full:.4g} ms"
+    with pytest.raises(UserError, match=rf"'latency=0.2ms' cannot be met: {reach} \("):
         Budget.parse("latency=0.2ms", costs)
     for text in ("latency=ms", "flops=3ms", "latency=1.5s"):
         with pytest.raises(UserError):

@@ -165,6 +165,10 @@ def test_anchors_of_a_file_correct_scores_and_searches(bcnet, run, tmp_path):
     code, printed, err = bcnet("search", run.folder, "search.evaluations=40", *given)
     assert code == 0, err
     assert re.search(r"best of \d+ predicted from 60 scored: \d{5}, predicted true accuracy 1?\d\d\.\d\d %", printed)
+    page = (run.folder / "index.html").read_text()
+    assert re.search(r"params \(\d+%\), predicted true accuracy \[%\] 1?\d\d\.\d{4}, predicted accuracy in the supernet \d\d\.\d\d%", page)
+    assert f"corrected by the true accuracies of {len(some)} networks: predicted true accuracy" in page
+    assert "<th>predicted accuracy in the supernet" in page
     code, _, err = bcnet("score", run.folder, "--widths", "11111", "--anchors", tmp_path / "anchors.json", "--out", out)
     assert (code, "they want score.additive=N" in err) == (2, True)
     (tmp_path / "anchors.json").write_text(json.dumps({"1111": some[min(some)]}))
