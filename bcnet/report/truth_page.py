@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bcnet.formatting import human
+from bcnet.formatting import human, plural
 from bcnet.report import plots
 from bcnet.report.page import Page, picture, table, text
 from bcnet.results import Record, Regret
@@ -68,7 +68,7 @@ def write_truth_page(folder: Path, truth: GroundTruth, summary: TruthSummary, na
     """Draw ``truth.png`` and write ``truth.html``; returns the page's path."""
     costs = {_SHOWN[cost]: values for cost, values in _costs(truth).items()}
     plots.draw_truth(folder / "truth.png", truth.mean, costs, summary.noise_ceiling)
-    about = f"{len(truth):,} networks, {_seeds(summary)}."
+    about = f"{plural(len(truth), 'network')}, {_seeds(summary)}."
     page = Page(f"bcnet: {name}", f"{about} FLOPs are multiply-adds of one image." if "FLOPs" in costs else about)
     of = "".join(f", of {cost}, and accuracy against them" for cost in costs)
     page.section("Picture", picture(folder / "truth.png", f"histogram of accuracy{of}"))
@@ -90,13 +90,14 @@ def truth_lines(summary: TruthSummary) -> list[str]:
     """The summary for a terminal."""
     low, median, high = summary.accuracy
     lines = [
-        f"{summary.num_networks:,} networks, {_seeds(summary)}",
+        f"{plural(summary.num_networks, 'network')}, {_seeds(summary)}",
         f"accuracy {low:.2f} to {high:.2f} %, median {median:.2f} %",
         *(f"{cost} {human(lowest)} to {human(highest)}" for cost, (lowest, highest) in summary.costs.items()),
     ]
     if summary.seed_noise is not None:
         ceilings = ", ".join(f"{tau:.3f}" for tau in summary.noise_ceiling)
-        lines.append(f"seed noise {summary.seed_noise:.2f} points; noise ceiling (tau) with 1 to {summary.num_seeds} seeds: {ceilings}")
+        ceiling = f"; noise ceiling (tau) with 1 to {summary.num_seeds} seeds: {ceilings}" if ceilings else ""
+        lines.append(f"seed noise {summary.seed_noise:.2f} points{ceiling}")
     if not summary.best:
         lines += [f"best: {summary.most_accurate}", _NO_FLOPS]
     lines += [f"best under {row.budget}: {row.best}, {row.best_accuracy:.2f} %" for row in summary.best]

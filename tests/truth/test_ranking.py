@@ -6,6 +6,10 @@ import pytest
 from scipy import stats
 
 from bcnet.errors import UserError
+from bcnet.report.compare_page import HEADER, compare_rows
+from bcnet.report.truth_page import describe_truth
+from bcnet.results import Comparison
+from bcnet.truth.compare import predictor_row
 from bcnet.truth.ground_truth import GroundTruth, load_ground_truth
 from bcnet.truth.ranking import correlate, noise_ceiling, payoff, rank, regret, top_k_precision
 
@@ -107,6 +111,22 @@ def test_the_uniform_width_has_the_same_share_of_every_group():
 def test_a_seed_in_which_all_networks_are_equal_has_no_ceiling():
     assert noise_ceiling(np.array([[10.0, 20], [10, 30], [10, 40]])) is None
     assert noise_ceiling(np.array([[10.0, 20]])) is None
+
+
+def test_odd_truths_can_be_shown_and_compared():
+    """One network, a constant seed, none below a quarter of the FLOPs, a full model that is smaller than others (widened ones)."""
+    one = describe_truth(truth_of([[90.0, 91.0]]))
+    assert (one.noise_ceiling, [row.budget for row in one.best]) == ([], ["flops=1.0"])
+    constant = truth_of([[10, 50], [10, 60], [10, 70], [10, 80]], flops=[80, 90, 100, 120])
+    assert describe_truth(constant).noise_ceiling == []
+    assert rank(dict(zip(constant.names, range(4), strict=True)), constant, resamples=0).noise_ceiling is None
+    smaller = replace(constant, meta={"full": {"flops": 100, "params": 200}})
+    assert [(row.budget, row.best) for row in describe_truth(smaller).best] == [("flops=1.0", "1002")]
+    row = predictor_row(np.arange(4.0), smaller)
+    assert row.regret == {}
+    cells = compare_rows(Comparison.model_construct(methods={}, competitors={}, baselines={"FLOPs": row}, noise_ceiling=None))[0]
+    assert (len(cells), cells[5:8]) == (len(HEADER), ("", "", ""))
+    assert predictor_row(np.arange(4.0), replace(smaller, meta={"full": {"flops": 150, "params": 200}})).regret == {"flops=0.75": 0}
 
 
 def test_what_else_a_budget_could_have_bought_is_counted_by_brute_force():
