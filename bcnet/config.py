@@ -98,7 +98,10 @@ class DataConfig(Section):
     image_size: int | None = Field(None, gt=0, le=16_384)
     """Resize the shorter side to this many pixels and crop the centre (imagefolder, huggingface); unset: images must agree in size."""
     num_val: int = Field(300, ge=0, le=MOST)
-    """Training images held out for search scores, the same number of every class."""
+    """Images held out for search scores, the same number of every class."""
+    held_out: Literal["train", "val"] = "train"
+    """Of which these are: training images, which only ``retrain`` and ``fit`` learn from then; or, where the data set has ``val`` beside
+    ``test``, those of ``val`` (all, if it has no more), for whoever brings a network that was trained on all of ``train``."""
     pad: int = Field(0, ge=0, le=256)
     """Pixels of zero padding for random crops."""
     flip: bool = False
@@ -142,7 +145,8 @@ class DataConfig(Section):
             return self
         if self.source not in SOURCES:
             raise ValueError(f"the source must be one of {', '.join(map(repr, SOURCES))} or your own as package.module:name")
-        idle = [name for name in self.model_fields_set if getattr(self, name) and self.source not in _SOURCES_WITH.get(name, SOURCES)]
+        given = {name for name in self.model_fields_set if getattr(self, name)} - ({"held_out"} if self.held_out == "train" else set())
+        idle = sorted(name for name in given if self.source not in _SOURCES_WITH.get(name, SOURCES))
         if idle:
             raise ValueError(f"{idle[0]} does nothing with source={self.source}; leave it out")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()) or min(self.std or (1.0,)) <= 0:
@@ -155,6 +159,14 @@ class DataConfig(Section):
         if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
             raise ValueError("resized_crop is the smallest and the largest share of the area, such as [0.08, 1]")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: Any) -> Any:
+        """Without a setting that came later where it is what it was: trainings are known by these texts."""
+        tree = handler(self)
+        if tree.get("held_out") == "train":
+            del tree["held_out"]
+        return tree
 
     @property
     def wants_streaming(self) -> str:
@@ -169,6 +181,7 @@ _SOURCES_WITH = {
     "root": SOURCES[1:],
     "download": ("cifar10", "cifar100"),
     "image_size": ("imagefolder", "huggingface"),
+    "held_out": ("imagefolder", "huggingface"),
     "args": ("huggingface",),
 }
 
@@ -529,7 +542,7 @@ def dump_config(config: Section) -> str:
 def differing_keys(one: Section, other: Section) -> list[str]:
     """Dotted names of the fields in which two configs differ."""
     a, b = (dict(_leaves(config.model_dump(mode="json"), "")) for config in (one, other))
-    return [key for key in a if a[key] != b.get(key, object())]
+    return [key for key in dict.fromkeys([*a, *b]) if key not in a or key not in b or a[key] != b[key]]
 
 
 def shipped_configs() -> list[str]:

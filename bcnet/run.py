@@ -19,6 +19,7 @@ from torch import distributed as dist
 from torch import nn
 
 from bcnet.config import Config, differing_keys, dump_config, load_config, read_yaml
+from bcnet.data.folder import has_own_val
 from bcnet.distributed import of_first, process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment, with_divisor
@@ -27,6 +28,7 @@ from bcnet.latency.timing import measure_networks
 from bcnet.machine import device_name
 from bcnet.models.factory import build_model
 from bcnet.plugins import named_code, trust_option
+from bcnet.progress import notice
 from bcnet.provenance import made_of, read_environment, refuse_others, sha256
 from bcnet.results import (
     BudgetRecord,
@@ -99,6 +101,9 @@ class Run:
         refuse_others(folder, run.experiment)
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
         run.experiment.check_additive()  # so is what could not be scored when it is trained
+        data = config.data
+        if data.source == "imagefolder" and data.held_out == "train" and data.root is not None and has_own_val(data.root):
+            notice(f"{data.root / 'val'} is not looked at: scores are measured on images of train/; data.held_out=val takes those of val/")
         write_text(written, _dump(run.config, written), new=not written.exists())
         write_json(folder / "environment.json", {"seed": config.seed} | made_of(run.experiment) | run.experiment.environment())
         return run

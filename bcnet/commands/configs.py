@@ -53,9 +53,9 @@ def _documented(section: BaseModel, indent: str) -> Iterator[str]:
         value = getattr(section, key)
         text = " ".join((field.description or (type(value).__doc__ if isinstance(value, BaseModel) else None) or "").split())
         yield from textwrap.wrap(text.replace("``", ""), WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
-        if isinstance(value, BaseModel) and isinstance(plain[key], dict) and set(plain[key]) == set(type(value).model_fields):
+        if isinstance(value, BaseModel) and isinstance(plain.get(key), dict) and set(plain[key]) <= set(type(value).model_fields):
             yield f"{indent}{key}:"
             yield from _documented(value, f"{indent}  ")
         else:
-            written = dump_yaml(plain[key], width=10**6, default_flow_style=True)
+            written = dump_yaml(plain.get(key, value), width=10**6, default_flow_style=True)
             yield f"{indent}{key}: {written.removesuffix('...' + chr(10)).strip()}"

@@ -63,6 +63,25 @@ def find_images(root: Path) -> tuple[Files, Files, tuple[str, ...]]:
     return train, _by_class(test, classes), classes
 
 
+def find_held_out(root: Path, classes: tuple[str, ...]) -> Files:
+    """Images of ``val/CLASS/`` where ``test/CLASS/`` stands beside it.
+
+    Raises:
+        UserError: there are not both, or their classes differ.
+    """
+    folder = root / "val"
+    if not has_own_val(root):
+        raise UserError(f"{root}: data.held_out=val wants val/CLASS/*.jpg and test/CLASS/*.jpg; data.held_out=train needs no val/")
+    if odd := sorted(set(classes) ^ set(_class_names(folder))):
+        raise UserError(f"{root}: class folders of train and val differ: {', '.join(odd[:5])}")
+    return _by_class(folder, classes)
+
+
+def has_own_val(root: Path) -> bool:
+    """Whether ``val/`` stands beside ``test/``: alone it is what networks are tested on."""
+    return _has_classes(root / "val") and _has_classes(root / "test")
+
+
 def open_image(source: Path | BinaryIO, name: str = "") -> Any:
     """A ``PIL.Image`` in RGB.
 

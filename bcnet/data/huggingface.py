@@ -59,8 +59,8 @@ class HubPictures:
         return (Path(content["path"]) if content["bytes"] is None else BytesIO(content["bytes"])), where
 
 
-def find_pictures(config: DataConfig) -> tuple[HubPictures, HubPictures, tuple[str, ...]]:
-    """Training pictures, test pictures (or ``validation``), class names of a folder.
+def find_pictures(config: DataConfig) -> tuple[list[HubPictures], tuple[str, ...]]:
+    """Training pictures, test pictures (or ``validation``), with ``data.held_out=val`` those of ``validation``; class names of a folder.
 
     ``data.args`` may name the columns, ``{image: img, label: fine_label}``, where there are several.
 
@@ -79,14 +79,16 @@ def find_pictures(config: DataConfig) -> tuple[HubPictures, HubPictures, tuple[s
     test = next((name for name in _TEST_PARTS if name in parts), None)
     if "train" not in parts or test is None:
         raise UserError(f"{root}: has the parts {', '.join(parts) or 'none'}; wanted are train and one of {', '.join(_TEST_PARTS)}")
+    held_out = [name for name in _TEST_PARTS[1:] if name in parts and name != test][:1] if config.held_out == "val" else []
+    if config.held_out == "val" and not held_out:
+        raise UserError(f"{root}: data.held_out=val wants the parts test and validation, and there are {', '.join(parts)}")
     import datasets
 
     features = parts["train"].features
     image = _column(root, config, features, "image", datasets.Image)
     label = _column(root, config, features, "label", datasets.ClassLabel)
     classes = _class_names(root, parts["train"], label)
-    made = [_pictures(root, part, parts[part], image, label, classes) for part in ("train", test)]
-    return made[0], made[1], classes
+    return [_pictures(root, part, parts[part], image, label, classes) for part in ("train", test, *held_out)], classes
 
 
 def _load(root: Path) -> dict[str, Any]:

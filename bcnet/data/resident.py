@@ -1,6 +1,6 @@
 """A data set whose images live on the device: augmentation is a few tensor operations, random only through the step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from bcnet.config import DataConfig
 from bcnet.data.interfaces import Part
-from bcnet.data.sources import ImageSet, Source, balanced_split, fingerprint, load_source
+from bcnet.data.sources import ImageSet, fingerprint, load_source, split
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
-from bcnet.seeds import STREAM_AUGMENT, STREAM_ORDER, STREAM_SPLIT, derive_seed
+from bcnet.seeds import STREAM_AUGMENT, STREAM_ORDER, derive_seed
 
 
 class ResidentData:
@@ -28,22 +28,22 @@ class ResidentData:
 
     def __init__(self, config: DataConfig, seed: int, device: torch.device) -> None:
         source = load_source(config)
-        labels = [part.labels[part.index] for part in (source.train, source.test)]
-        rng = np.random.default_rng(derive_seed(seed, STREAM_SPLIT))
-        train, val = balanced_split(labels[0], config.num_val, rng)
+        sets = [source.train, source.test, *([source.held_out] if source.held_out is not None else [])]
+        labels = [one.labels[one.index] for one in sets]
+        train, val = split(labels[0], config.num_val, seed, *labels[2:])
         self.classes = source.classes
         self.fingerprint = fingerprint(*zip(labels, source.names, strict=True))
         self.input_shape = source.train.shape
         self.mean, self.std = chosen_statistics(config, self.input_shape[0]) or _channel_statistics(source.train)
-        resident = _bytes(source) <= config.resident_gib * 2**30
+        resident = _bytes(sets) <= config.resident_gib * 2**30
 
         def place(part: ImageSet) -> ImageSet:
             return ImageSet(part.images.to(device), part.labels.to(device), part.index) if resident else part
 
-        everything, test = place(source.train), place(source.test)
+        everything, test, *others = map(place, sets)
         self.parts: dict[Part, ImageSet] = {
             "train": everything.subset(train),
-            "val": everything.subset(val),
+            "val": (others[0] if others else everything).subset(val),
             "full_train": everything,
             "test": test,
         }
@@ -72,8 +72,8 @@ class ResidentData:
         return EvalBatches(self.parts[part], self.normalize, batch_size, max_images)
 
 
-def _bytes(source: Source) -> int:
-    return source.train.images.numel() + source.test.images.numel()
+def _bytes(sets: Sequence[ImageSet]) -> int:
+    return sum(one.images.numel() for one in sets)
 
 
 def chosen_statistics(config: DataConfig, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

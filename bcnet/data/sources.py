@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from bcnet.config import DataConfig
-from bcnet.data.folder import Files, find_images, open_image
+from bcnet.data.folder import Files, find_held_out, find_images, open_image
 from bcnet.errors import UserError
 from bcnet.files import cache_folder, is_file, write_atomic
 from bcnet.progress import ProgressBar, notice
 from bcnet.seals import check_seal, seal
+from bcnet.seeds import STREAM_SPLIT, derive_seed
 
 DIGITS_TEST_IMAGES = 800
 
@@ -60,8 +61,10 @@ class Source:
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
-    names: tuple[list[str], list[str]] = ([], [])
-    """Of the files of training and test images, where they are files."""
+    names: tuple[list[str], ...] = ([], [])
+    """Of the files of training, test and held-out images, where they are files."""
+    held_out: ImageSet | None = None
+    """Where these are no training images."""
 
 
 def fingerprint(*parts: tuple[Tensor, Sequence[str]]) -> str:
@@ -84,7 +87,7 @@ def load_source(config: DataConfig) -> Source:
     if config.root is None:
         raise UserError(f"data.source={config.source} wants data.root, the folder of the data set (e.g. data.root=/data)")
     if config.source == "imagefolder":
-        return _imagefolder(config.root, config.image_size)
+        return _imagefolder(config.root, config.image_size, config.held_out == "val")
     return _cifar(config)
 
 
@@ -109,6 +112,25 @@ def balanced_split(labels: Tensor, num_second: int, rng: np.random.Generator) ->
     is_second = np.zeros(len(labels), dtype=bool)
     is_second[second] = True
     return torch.from_numpy(np.flatnonzero(~is_second)), torch.from_numpy(np.flatnonzero(is_second))
+
+
+def split(labels: Tensor, num_val: int, seed: int, held_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Positions of what is trained on, and of ``num_val`` images that scores are measured on, spread evenly over the classes.
+
+    Args:
+        labels: of the training images, ``(M,)``.
+        num_val: how many are held out.
+        seed: of the run.
+        held_out: labels of images of their own, of which so many are taken, or all there are; unset: training images are held out.
+
+    Raises:
+        UserError: more are to be held out of the training images than there are.
+    """
+    rng = np.random.default_rng(derive_seed(seed, STREAM_SPLIT))
+    if held_out is None:
+        return balanced_split(labels, num_val, rng)
+    chosen = balanced_split(held_out, num_val, rng)[1] if num_val < len(held_out) else torch.arange(len(held_out))
+    return torch.arange(len(labels)), chosen
 
 
 def _digits() -> Source:
@@ -139,9 +161,13 @@ def _cifar(config: DataConfig) -> Source:
 _DECODING = 2  # how pictures are decoded; what another version kept is not used
 
 
-def _imagefolder(root: Path, image_size: int | None) -> Source:
+def _imagefolder(root: Path, image_size: int | None, has_held_out: bool) -> Source:
     train, test, classes = find_images(root)
-    return Source(_read_folder(train, image_size), _read_folder(test, image_size), classes, (train.names, test.names))
+    files = [train, test, *([find_held_out(root, classes)] if has_held_out else [])]
+    sets = [_read_folder(one, image_size) for one in files]
+    if odd := next((one.folder.name for one, images in zip(files, sets, strict=True) if images.shape != sets[0].shape), None):
+        raise UserError(f"{root}: images of train and {odd} differ in size; set data.image_size to bring them to one")
+    return Source(sets[0], sets[1], classes, tuple(one.names for one in files), sets[2] if has_held_out else None)
 
 
 def _read_folder(images: Files, image_size: int | None) -> ImageSet:

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from bcnet.config import DataConfig
 from bcnet.data.augment import Augment, Fit, Mix, Picture, own_random_states, seed_transforms, to_tensor
-from bcnet.data.folder import Files, find_images, open_image, size_of_image
+from bcnet.data.folder import Files, find_held_out, find_images, open_image, size_of_image
 from bcnet.data.huggingface import find_pictures
 from bcnet.data.interfaces import EvalSource, Part, TrainSource
 from bcnet.data.resident import EvalBatches, Normalize, chosen_statistics
-from bcnet.data.sources import ImageSet, balanced_split, fingerprint, load_source
+from bcnet.data.sources import ImageSet, fingerprint, load_source, split
 from bcnet.data.workers import Prefetched
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
-from bcnet.seeds import STREAM_AUGMENT, STREAM_ORDER, STREAM_SPLIT, derive_seed, derive_seeds
+from bcnet.seeds import STREAM_AUGMENT, STREAM_ORDER, derive_seed, derive_seeds
 
 SIZED_IMAGES = 2000  # whose sizes must agree where the config names none
 STATISTICS_IMAGES = 512  # by which mean and standard deviation are measured where the config names none
@@ -106,20 +106,19 @@ class StreamingData:
 
     def __init__(self, config: DataConfig, seed: int, device: torch.device, workers: int) -> None:
         self.config, self.device, self.workers = config, device, workers
-        everything, test, self.classes = _pictures(config)
-        self.fingerprint = fingerprint((everything.labels, everything.names), (test.labels, test.names))
-        rng = np.random.default_rng(derive_seed(seed, STREAM_SPLIT))
-        train, val = balanced_split(everything.labels, config.num_val, rng)
+        (everything, test, *others), self.classes = _pictures(config)
+        self.fingerprint = fingerprint(*((one.labels, one.names) for one in (everything, test, *others)))
+        train, val = split(everything.labels, config.num_val, seed, *(one.labels for one in others))
         self.parts: dict[Part, tuple[Pictures, Tensor]] = {
             "train": (everything, train),
-            "val": (everything, val),
+            "val": (others[0] if others else everything, val),
             "full_train": (everything, torch.arange(len(everything))),
             "test": (test, torch.arange(len(test))),
         }
         first = to_tensor(everything.read(0))
         size = (config.image_size, config.image_size) if config.image_size is not None else (first.shape[1], first.shape[2])
         if config.image_size is None:
-            for pictures in (everything, test):
+            for pictures in (everything, test, *others):
                 _refuse_other_sizes(pictures, size)
         self.input_shape: tuple[int, int, int] = (first.shape[0], *size)
         self.mean, self.std = chosen_statistics(config, self.input_shape[0]) or self._measured(everything, Fit(size))
@@ -155,17 +154,19 @@ class StreamingData:
         return StreamedImages(maker, self.normalize, self.workers, self.input_shape, self.config.resident_gib)
 
 
-def _pictures(config: DataConfig) -> tuple[Pictures, Pictures, tuple[str, ...]]:
-    """Training pictures, test pictures, class names."""
+def _pictures(config: DataConfig) -> tuple[list[Pictures], tuple[str, ...]]:
+    """Training pictures, test pictures and, where they are pictures of their own, held-out ones; class names."""
     if config.source == "huggingface":
-        return find_pictures(config)
+        found, classes = find_pictures(config)
+        return list(found), classes
     if config.source != "imagefolder":
         source = load_source(config)
-        return PictureArray(source.train), PictureArray(source.test), source.classes
+        return [PictureArray(source.train), PictureArray(source.test)], source.classes
     if config.root is None:
         raise UserError("data.source=imagefolder wants data.root, the folder of the data set (e.g. data.root=/data)")
     train, test, classes = find_images(config.root)
-    return PictureFiles(train), PictureFiles(test), classes
+    files = [train, test, *([find_held_out(config.root, classes)] if config.held_out == "val" else [])]
+    return list(map(PictureFiles, files)), classes
 
 
 def _refuse_other_sizes(pictures: Pictures, size: tuple[int, int]) -> None:

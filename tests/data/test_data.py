@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from bcnet.config import DataConfig
+from bcnet.config import DataConfig, differing_keys, validate_config
 from bcnet.data.folder import find_images, open_image
 from bcnet.data.load import load_data
 from bcnet.data.resident import TrainBatches
@@ -54,6 +54,52 @@ def test_a_split_is_balanced_also_when_classes_are_not():
     assert sorted([*first.tolist(), *second.tolist()]) == list(range(75))
     with pytest.raises(UserError, match=r"lower data\.num_val"):
         balanced_split(labels, 75, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("num_val", "taken"), [(4, 4), (6, 6), (300, 6)])
+def test_scores_are_measured_on_a_folder_of_their_own_where_it_is_asked_for(image_folder, streaming, num_val, taken):
+    for name in ("cat", "dog"):
+        (image_folder / "val" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(np.full((10, 12, 3), 10 * number, np.uint8)).save(image_folder / "val" / name / f"{number}.png")
+    options = {"source": "imagefolder", "root": image_folder, "num_val": num_val, "streaming": streaming}
+    data = load_data(DataConfig(**options, held_out="val"), 0, CPU, workers=0)
+    assert [data.num_images(part) for part in ("train", "val", "test", "full_train")] == [24, taken, 8, 24]
+    (batch,) = list(data.eval_batches("val", 64))
+    pixels = torch.round((batch[0] * torch.tensor(data.std)[:, None, None] + torch.tensor(data.mean)[:, None, None]) * 255)
+    assert set(pixels.unique().tolist()) <= {0, 10, 20}  # of val/ alone, which is of one colour each
+    assert torch.bincount(batch[1]).tolist() == [taken // 2] * 2
+    for part in ("train", "full_train", "test"):
+        (images, _), *_ = list(data.eval_batches(part, 64))
+        assert all(len(image.unique()) > 10 for image in images)
+    other = load_data(DataConfig(**options | {"num_val": 4}), 0, CPU, workers=0)
+    assert [other.num_images(part) for part in ("train", "val", "test", "full_train")] == [20, 4, 8, 24]
+    assert other.fingerprint != data.fingerprint
+
+
+def test_images_held_out_elsewhere_are_refused_where_there_are_none(image_folder):
+    with pytest.raises(UserError, match=r"data\.held_out=val wants val/CLASS/\*\.jpg and test/CLASS"):
+        load_data(DataConfig(source="imagefolder", root=image_folder, held_out="val"), 0, CPU)
+    (image_folder / "val" / "cat").mkdir(parents=True)
+    Image.new("RGB", (12, 10)).save(image_folder / "val" / "cat" / "1.png")
+    with pytest.raises(UserError, match="class folders of train and val differ: dog"):
+        load_data(DataConfig(source="imagefolder", root=image_folder, held_out="val"), 0, CPU)
+    (image_folder / "val" / "dog").mkdir(parents=True)
+    for name in ("cat", "dog"):
+        Image.new("RGB", (8, 8)).save(image_folder / "val" / name / "1.png")
+    with pytest.raises(UserError, match=r"images of train and val differ in size; set data\.image_size"):
+        load_data(DataConfig(source="imagefolder", root=image_folder, held_out="val"), 0, CPU)
+    with pytest.raises(UserError, match="held_out does nothing with source=cifar10"):
+        validate_config({"data": {"source": "cifar10", "held_out": "val"}}, "x")
+
+
+def test_a_setting_that_came_later_changes_no_text_by_which_trainings_are_known():
+    assert "held_out" not in DataConfig().model_dump()
+    assert "held_out" not in DataConfig(held_out="train").model_dump_json()
+    own = DataConfig(source="imagefolder", held_out="val")
+    assert own.model_dump()["held_out"] == "val"
+    assert differing_keys(DataConfig(source="imagefolder"), own) == differing_keys(own, DataConfig(source="imagefolder")) == ["held_out"]
 
 
 def test_an_epoch_shows_every_image_once():

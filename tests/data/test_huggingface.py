@@ -199,3 +199,16 @@ def test_a_picture_that_is_none_is_named(folder, tmp_path):
     data = load(broken(folder, tmp_path / "c", missing))
     with pytest.raises(UserError, match="picture 2 of test: is missing"):
         list(data.eval_batches("test", 9))
+
+
+def test_scores_are_measured_on_a_part_of_its_own_where_it_is_asked_for(folder, tmp_path):
+    parts = parts_of(folder)
+    parts["validation"] = parts["test"].select(range(6))
+    parts.save_to_disk(str(tmp_path / "saved"))
+    own = {"source": "huggingface", "root": str(tmp_path / "saved"), "image_size": 16, "num_val": 4}
+    for held_out, counts in (("train", [26, 4, 30, 9]), ("val", [30, 4, 30, 9])):
+        config = validate_config({"data": own | {"held_out": held_out}}, "x").data
+        data = load_data(config, 0, CPU, workers=0)
+        assert [data.num_images(part) for part in ("train", "val", "full_train", "test")] == counts
+    with pytest.raises(UserError, match=r"data\.held_out=val wants the parts test and validation, and there are train, test"):
+        load_data(validate_config({"data": own | {"root": str(saved(folder, tmp_path / "two")), "held_out": "val"}}, "x").data, 0, CPU)
