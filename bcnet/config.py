@@ -270,7 +270,7 @@ class RecipeConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD and of those like it."""
     nesterov: bool = False
-    """Nesterov momentum."""
+    """Nesterov momentum, of ``sgd``."""
     weight_decay: float = Field(5e-4, ge=0)
     """L2 penalty."""
     decay_norm_and_bias: bool = True
@@ -294,6 +294,8 @@ class RecipeConfig(Section):
     def _warms_up_in_time(self) -> "RecipeConfig":
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs:g} and epochs is {self.epochs:g}: the warm-up would never end")
+        if self.nesterov and self.optimizer != "sgd":
+            raise ValueError(f"nesterov does nothing with optimizer={self.optimizer}; leave it out, or take optimizer=sgd")
         return self
 
 

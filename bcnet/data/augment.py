@@ -105,8 +105,9 @@ def _policy(name: str, size: int, mean: Sequence[float]) -> Callable[[Picture], 
         return trivial
     kinds = {"rand": auto_augment.rand_augment_transform, "augmix": auto_augment.augment_and_mix_transform}
     make = next((kind for start, kind in kinds.items() if name.startswith(start)), auto_augment.auto_augment_transform)
+    settings = {"translate_const": int(0.45 * size), "img_mean": colour} | ({"translate_pct": 0.3} if name.startswith("augmix") else {})
     try:
-        policy: Callable[[Picture], Picture] = make(name, {"translate_const": int(0.45 * size), "img_mean": colour})
+        policy: Callable[[Picture], Picture] = make(name, settings)  # with what timm's own transforms tell it
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         known = "rand-m9-mstd0.5, original, v0, 3a, augmix-m3 (timm's) or trivial"
         raise UserError(f"data.auto_augment {name!r} is no policy ({first_line(error)}): such as {known}") from error

@@ -124,11 +124,16 @@ def split(labels: Tensor, num_val: int, seed: int, held_out: Tensor | None = Non
         held_out: labels of images of their own, of which so many are taken, or all there are; unset: training images are held out.
 
     Raises:
-        UserError: more are to be held out of the training images than there are.
+        UserError: more are to be held out of the training images than there are, or all of a class.
     """
     rng = np.random.default_rng(derive_seed(seed, STREAM_SPLIT))
     if held_out is None:
-        return balanced_split(labels, num_val, rng)
+        train, val = balanced_split(labels, num_val, rng)
+        before, after = (torch.bincount(own, minlength=int(labels.max()) + 1) for own in (labels, labels[train]))
+        if len(gone := torch.nonzero((before > 0) & (after == 0)).flatten()):
+            most = f"all {int(before[gone].max())} images of " + (f"{len(gone)} classes" if len(gone) > 1 else "a class")
+            raise UserError(f"data.num_val={num_val} would hold out {most}, of which none would be trained on: lower data.num_val")
+        return train, val
     chosen = balanced_split(held_out, num_val, rng)[1] if num_val < len(held_out) else torch.arange(len(held_out))
     return torch.arange(len(labels)), chosen
 

@@ -10,8 +10,9 @@ whole: an operation without a rule fixes the labels that reach it.
 
 import bisect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -91,6 +92,20 @@ class _Marks:
     from_input: bool
 
 
+@contextmanager
+def countable(model: nn.Module) -> Iterator[None]:
+    """Attention and recurrent layers run as the operations that they are made of; in one of their own nothing could be counted."""
+    fast, recurrent = torch.backends.mha.get_fastpath_enabled(), any(isinstance(module, nn.RNNBase) for module in model.modules())
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")  # of whatever sets these flags
+            with torch.backends.mkldnn.flags(enabled=False) if recurrent else nullcontext():
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 class Channels(TorchDispatchMode):
     """Watches a network run, and says which channels of which parameters go together.
 
@@ -145,7 +160,7 @@ class Channels(TorchDispatchMode):
         """
         self._counting, self._scale = counting, len(images)
         self._marks[images] = _Marks([None] * images.ndim, True)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), self._modules_entered(), self:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), countable(self.model), self._modules_entered(), self:
             outputs = self.model(images)
         for output in tree_leaves(outputs):
             if isinstance(output, Tensor):
@@ -169,6 +184,12 @@ class Channels(TorchDispatchMode):
     def _fresh(self, size: int) -> Labels:
         self._count += size
         return np.arange(self._count - size, self._count, dtype=np.int64)
+
+    def _made(self, tensor: Tensor, dim: int) -> Labels | None:
+        """Labels of a dimension that is as large as code says: no channels are the images of the batch, which come first."""
+        size = tensor.shape[dim]
+        is_batch = dim == 0 and tensor.ndim > 1 and size == self._scale
+        return self._fresh(size) if size > 1 and not is_batch else None
 
     def _register(self, module: str, key: str, tensor: Tensor) -> None:
         known = self._marks.get(tensor)
@@ -303,7 +324,7 @@ class Channels(TorchDispatchMode):
         from_input = any(self._of(tensor).from_input for tensor in call.tensors)
         if name in _FACTORIES:
             for out in call.outs:  # as large as the code says, which may well follow the active channels: the proof will tell
-                self._set(out, [self._fresh(size) if size > 1 else None for size in out.shape], False)
+                self._set(out, [self._made(out, dim) for dim in range(out.ndim)], False)
         elif name in _POINTWISE or (torch.Tag.pointwise in func.tags and name not in _REDUCTIONS):
             self._pointwise(call, from_input)
         elif name == "cat" or name == "stack":
@@ -351,7 +372,8 @@ class Channels(TorchDispatchMode):
         if self._counting and func.overloadpacket in flop_registry:
             counted = flop_registry[func.overloadpacket](*call.args, **call.kwargs, out_val=call.outs[0] if call.outs else None)
             self.flops += int(counted) // 2 // self._scale
-        kind = "an attention" if _ATTENTION.search(call.name) or call.name in ("bmm", "baddbmm") else call.name
+        kind = "an attention" if _ATTENTION.search(call.name) else call.name
+        kind = "a batched matrix product, as attention has" if call.name in ("bmm", "baddbmm") else kind
         for tensor in call.tensors:
             for labels in self._of(tensor).labels:
                 self._fix(labels, f"its channels pass through {kind}")
@@ -430,7 +452,7 @@ class Channels(TorchDispatchMode):
                 lead = out.ndim - source.ndim
                 for dim, size in enumerate(out.shape):
                     if size > 1 and (dim < lead or source.shape[dim - lead] == 1):
-                        labels[dim] = self._fresh(size)
+                        labels[dim] = self._made(out, dim)
         for labels, out in zip(found, call.outs, strict=True):
             self._set(out, labels, from_input)
 
@@ -610,7 +632,9 @@ class Channels(TorchDispatchMode):
             if vector.ndim == 1 and len(vector) == x.shape[1] and len(vector) > 1:
                 labels[1] = self._tie(labels[1], self._of(vector).labels[0])
         for dim, own in enumerate(labels):
-            if dim != 1:
+            if dim != 1 and x.ndim > 3:
+                self._fix(own, "they are positions of a batch norm")
+            elif dim != 1:
                 self._mix(own, from_input, "a batch norm over them")
         for number, out in enumerate(call.outs):
             per_channel = out.ndim == 1 and len(out) == x.shape[1]

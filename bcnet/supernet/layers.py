@@ -236,6 +236,7 @@ _SIZES_OF: dict[type[nn.Module], tuple[str, ...]] = {
     BATCH_NORM: ("num_features",),
     nn.LayerNorm: ("normalized_shape",),
     nn.GroupNorm: ("num_channels", "num_groups"),
+    nn.modules.instancenorm._InstanceNorm: ("num_features",),
     nn.PReLU: ("num_parameters",),
 }
 

@@ -19,6 +19,7 @@ from bcnet.files import read_table, write_text
 from bcnet.locks import locked
 from bcnet.models.factory import build_model
 from bcnet.processes import Worker, end_workers
+from bcnet.space.channels import countable
 from bcnet.space.cost import CostTable
 from bcnet.space.widths import Space
 from bcnet.supernet.proof import trace
@@ -168,7 +169,7 @@ def count_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), countable(network), counter:
         network.eval()(torch.zeros(1, *shape))
     return int(counter.get_total_flops()) // 2
 

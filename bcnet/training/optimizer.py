@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimi
     try:
         optimizer: torch.optim.Optimizer = make(
             model.net if isinstance(model, Supernet) else model,
-            opt=recipe.optimizer,
+            opt="momentum" if recipe.optimizer == "sgd" and not recipe.nesterov else recipe.optimizer,  # timm's sgd is Nesterov's
             lr=recipe.lr,
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,

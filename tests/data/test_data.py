@@ -78,6 +78,19 @@ def test_scores_are_measured_on_a_folder_of_their_own_where_it_is_asked_for(imag
     assert other.fingerprint != data.fingerprint
 
 
+def test_no_class_is_held_out_as_a_whole(image_folder):
+    for number in range(4, 12):
+        (image_folder / "train" / "dog" / f"{number:03}.png").unlink()
+    options = {"source": "imagefolder", "root": image_folder}
+    for streaming in (False, True):
+        data = load_data(DataConfig(**options, num_val=7, streaming=streaming), 0, CPU, workers=0)
+        assert [data.num_images(part) for part in ("train", "val")] == [9, 7]
+        with pytest.raises(
+            UserError, match=r"data\.num_val=8 would hold out all 4 images of a class, of which none would be trained on: lower"
+        ):
+            load_data(DataConfig(**options, num_val=8, streaming=streaming), 0, CPU, workers=0)
+
+
 def test_images_held_out_elsewhere_are_refused_where_there_are_none(image_folder):
     with pytest.raises(UserError, match=r"data\.held_out=val wants val/CLASS/\*\.jpg and test/CLASS"):
         load_data(DataConfig(source="imagefolder", root=image_folder, held_out="val"), 0, CPU)

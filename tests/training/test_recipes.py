@@ -177,6 +177,13 @@ def test_layers_near_the_input_learn_slower_where_timm_knows_the_order():
     }
 
 
+def test_nesterov_is_what_the_setting_says_whoever_makes_the_optimizer():
+    for more in ({}, {"optimizer_args": {"dampening": 0.0}}):
+        for nesterov in (False, True):
+            made = make_optimizer(nn.Linear(2, 2), RecipeConfig(nesterov=nesterov, **more))
+            assert [group["nesterov"] for group in made.param_groups] == [nesterov] * len(made.param_groups)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -184,6 +191,7 @@ def test_layers_near_the_input_learn_slower_where_timm_knows_the_order():
         (["train.optimizer=adamw", "train.optimizer_args={betaz: 3}"], "optimizer 'adamw' cannot be made by timm"),
         (["train.schedule=sawtooth"], "train.schedule: 'sawtooth' is wrong"),
         (["train.compile=inductor"], "not compiled"),
+        (["train.optimizer=momentum", "train.nesterov=true"], "train: nesterov does nothing with optimizer=momentum"),
     ],
 )
 def test_mistakes_are_one_line(bcnet, tmp_path, settings, message):
