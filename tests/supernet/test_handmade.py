@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from handmade import CLASSES, IMAGE, MODELS
-from timm.layers import DropBlock2d, DropPath
+from timm.layers import DropPath
 from torch import nn
 from torchvision.ops import StochasticDepth
 
@@ -75,7 +75,6 @@ MASKS = {
     "FeatureAlphaDropout": lambda: nn.FeatureAlphaDropout(0.3),
     "StochasticDepth": lambda: StochasticDepth(0.3, "row"),
     "DropPath": lambda: DropPath(0.3),
-    "DropBlock": lambda: DropBlock2d(0.2, 3),
     "noise": Noisy,
     "positions": Positions,
 }
