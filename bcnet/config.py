@@ -145,8 +145,8 @@ class DataConfig(Section):
             return self
         if self.source not in SOURCES:
             raise ValueError(f"the source must be one of {', '.join(map(repr, SOURCES))} or your own as package.module:name")
-        given = {name for name in self.model_fields_set if getattr(self, name)} - ({"held_out"} if self.held_out == "train" else set())
-        idle = sorted(name for name in given if self.source not in _SOURCES_WITH.get(name, SOURCES))
+        fields = type(self).model_fields
+        idle = [name for name, own in _SOURCES_WITH.items() if self.source not in own and getattr(self, name) != fields[name].default]
         if idle:
             raise ValueError(f"{idle[0]} does nothing with source={self.source}; leave it out")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()) or min(self.std or (1.0,)) <= 0:

@@ -379,7 +379,7 @@ class Regret(Record):
     @property
     def picked(self) -> str:
         """What is picked, in words."""
-        return self.pick if self.ties == 1 else f"any of {self.ties} with one score, {self.pick} among them,"
+        return self.pick if self.ties == 1 else f"{self.pick} or any of {self.ties - 1} with the same score"
 
 
 class Ranking(Correlation):

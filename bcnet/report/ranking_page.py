@@ -91,7 +91,7 @@ def regret_parts(folder: Path, ranking: Ranking) -> list[str]:
     for row in ranking.regret:
         others = (row.instead.uniform, row.instead.random_mean, row.instead.random_best) if row.instead else (None, None, None)
         accuracies = (row.pick_accuracy, row.best_accuracy, row.regret, *others)
-        rows.append((row.budget, row.picked.rstrip(","), row.best, *("" if one is None else f"{one:.2f}" for one in accuracies)))
+        rows.append((row.budget, row.picked, row.best, *("" if one is None else f"{one:.2f}" for one in accuracies)))
     return [table(REGRET_COLUMNS, rows), picture(folder / "payoff.png", "accuracy of what is picked at every budget"), text(REGRET_WORDS)]
 
 
