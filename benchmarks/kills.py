@@ -93,7 +93,7 @@ class Work:
     Attributes:
         arguments: of ``bcnet``; ``FOLDER`` stands for the folder it writes to, ``RUN`` and ``DENSE_RUN`` for trained runs in there.
         is_measured: it writes times, which are never the same.
-        done: a file that says that it had ended, where the same command refuses to be given again.
+        done: a file that says that it had ended, where the same command refuses to be given again (which removes what a kill left).
     """
 
     arguments: tuple[str, ...]
@@ -296,6 +296,8 @@ def try_command(killer: Killer, name: str, way: str, kills: int, rng: random.Ran
         folder, before, lived = killer.start(killer.folder / f"killed-{name}"), outcome.ends, 0.0
         for _ in range(200):
             if work.done and (folder / work.done).exists() and not (folder / f"{work.done}.partial").exists():
+                refused = killer.live(_placed(work.arguments, folder))
+                outcome.wrong += [] if refused.code == 2 else [f"given again when it was done: {refused.code} {refused.errors[-300:]}"]
                 break
             options: dict[str, Any] = {"at": rng.randint(1, life.events), "under": folder} if way == "write" else {}
             if way != "write":

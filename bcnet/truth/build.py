@@ -23,7 +23,7 @@ from bcnet.config import Config
 from bcnet.errors import UserError, first_line
 from bcnet.experiment import Experiment
 from bcnet.files import read_bytes, write_text
-from bcnet.locks import locked
+from bcnet.locks import leftovers, locked
 from bcnet.machine import tune_malloc
 from bcnet.processes import work_off
 from bcnet.progress import ProgressBar
@@ -54,6 +54,7 @@ def build_truth(
     """
     journal = out.with_name(out.name + ".partial")
     if out.exists() and not journal.exists():
+        leftovers(out.parent, remove=True)  # the lock of a build that was killed after its last word
         raise UserError(f"{out} is there already; choose another --out, or look at it with: bcnet truth show {out}")
     experiment = Experiment(config)
     with locked(out):
