@@ -28,6 +28,12 @@ __all__ = [
 ]
 
 
+_OF_THE_SYSTEM = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG, errno.EIO),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),  # files where folders should be, and the other way round
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; mistakes of the user are one line on stderr and exit code 2."""
     from typer.main import get_command
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG, errno.EIO):
+        if error.errno not in _OF_THE_SYSTEM:
             raise
         code = _complain(f"{error.filename or 'output'}: {error.strerror}")
     sys.exit(code)

@@ -286,7 +286,7 @@ class RecipeConfig(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross-entropy."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Keep an exponential moving average of the weights, and use it in place of them afterwards."""
+    """Keep an exponential moving average of the weights, and use it in place of them afterwards, with BN statistics measured for it."""
     teacher: Literal["pretrained"] | None = None
     """Learn from the softmax of the model with its trained weights (``model.pretrained`` or ``model.weights``) instead of the labels."""
 
@@ -297,6 +297,13 @@ class RecipeConfig(Section):
         if self.nesterov and self.optimizer != "sgd":
             raise ValueError(f"nesterov does nothing with optimizer={self.optimizer}; leave it out, or take optimizer=sgd")
         return self
+
+    def lasting(self, epochs: float) -> "RecipeConfig":
+        """The same recipe over another number of epochs: warm-up and steps of the schedule keep their share of it."""
+        share = epochs / self.epochs
+        return self.model_copy(
+            update={"epochs": epochs, "warmup_epochs": self.warmup_epochs * share, "step_epochs": self.step_epochs * share}
+        )
 
 
 class TrainConfig(RecipeConfig):
@@ -410,6 +417,7 @@ class Config(BaseConfig):
 _SettingsType = TypeVar("_SettingsType", bound=Section)
 _SchemaType = TypeVar("_SchemaType", bound=Section)
 _NAMED = ("train.strategy", "search.algorithm")
+_FREE = ("groups", "args", "optimizer_args")  # whose keys are anything: ``{}`` empties what the base has
 
 
 def check_settings(named: Named, schema: type[_SettingsType], where: str) -> _SettingsType:
@@ -620,7 +628,8 @@ def _merged_value(old: Any, new: Any, key: str) -> Any:
         if isinstance(old, dict) and new.get("name", old.get("name")) == old.get("name"):
             return old | new  # settings of the same one; another one starts from its own defaults
         return new
-    return _merge(old, new, f"{key}.") if isinstance(old, dict) and isinstance(new, dict) else new
+    is_emptied = new == {} and key.rpartition(".")[2] in _FREE
+    return _merge(old, new, f"{key}.") if isinstance(old, dict) and isinstance(new, dict) and not is_emptied else new
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:

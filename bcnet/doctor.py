@@ -1,6 +1,5 @@
 """What a folder of results holds: which files are whole, what was begun and not ended, what kills left behind."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +13,10 @@ from bcnet.dense.config import DenseConfig
 from bcnet.dense.results import DenseRecord, TrainedNetwork
 from bcnet.errors import UserError, first_line
 from bcnet.files import read_json
+from bcnet.formatting import shell_word
 from bcnet.locks import LOCK, TEMPORARY, leftovers
 from bcnet.plugins import trust_option
+from bcnet.provenance import kind_of
 from bcnet.results import (
     Comparison,
     FitRecord,
@@ -35,7 +36,6 @@ from bcnet.training.checkpoint import load_checkpoint
 from bcnet.version import __version__
 
 State = Literal["whole", "unfinished", "left over", "in use", "damaged"]
-Kind = Literal["run", "dense", "fit"]
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ def _reader(path: Path) -> Callable[[Path], str] | None:
     if path.suffix in _BY_SUFFIX:
         return _BY_SUFFIX[path.suffix]
     if path.parent.name == "retrain" and path.suffix == ".json":
-        kind: type[Record] = TrainedNetwork if _kind(path.parent.parent) == "dense" else RetrainRecord
+        kind: type[Record] = TrainedNetwork if kind_of(path.parent.parent) == "dense" else RetrainRecord
         return lambda path: _read_record(path, kind, "a retraining")
     if path.name == "search.json":
-        found: type[Record] = DenseRecord if _kind(path.parent) == "dense" else SearchRecord
+        found: type[Record] = DenseRecord if kind_of(path.parent) == "dense" else SearchRecord
         return lambda path: _read_record(path, found, "a search")
     if path.name in _RECORDS:
         return lambda path: _read_record(path, *_RECORDS[path.name])
@@ -140,20 +140,8 @@ _RECORDS: dict[str, tuple[type[Record], str]] = {
 }
 
 
-def _kind(folder: Path) -> Kind:
-    """What the run of a folder is; a config that cannot be read is taken for one of widths."""
-    try:
-        tree = read_yaml(folder / "config.yaml")
-    except UserError:
-        return "run"
-    if isinstance(tree, dict) and "grid" in tree:
-        return "dense"
-    is_fit = not (folder / "checkpoint.pt").exists() and ((folder / "fit.json").exists() or any(folder.glob("seed*")))
-    return "fit" if is_fit else "run"
-
-
 def _read_config(path: Path) -> str:
-    kind = _kind(path.parent)
+    kind = kind_of(path.parent)
     load_as(DenseConfig if kind == "dense" else Config, path, trust=True)  # nothing of it is run
     return {"run": "of a supernet", "dense": "of a search of a grid", "fit": "of plain trainings"}[kind]
 
@@ -181,7 +169,7 @@ def _read_checkpoint(path: Path) -> str:
     if not isinstance(step, int):
         raise UserError(f"{path}: not a checkpoint of a training: its step is {step!r}")
     folder = path.parent
-    if path.name == "checkpoint.pt" and _kind(folder) == "run" and _identity(folder) not in (None, state.get("identity")):
+    if path.name == "checkpoint.pt" and kind_of(folder) == "run" and _identity(folder) not in (None, state.get("identity")):
         raise UserError(f"{path}: belongs to a run with another config")
     where = f"at step {step:,}" + (f" of {total:,}" if isinstance(total, int) else "")
     return f"ended {where}" if step == total or total is None else f"stands {where}"
@@ -226,20 +214,32 @@ _BY_SUFFIX: dict[str, Callable[[Path], str]] = {".safetensors": _read_weights, "
 def _next(run: Path, findings: list[Finding]) -> str:
     """The command that goes on with a run."""
     states = {finding.path: finding.state for finding in findings}
-    kind, trained = _kind(run), states.get(run / "checkpoint.pt")
+    kind, trained, config = kind_of(run), states.get(run / "checkpoint.pt"), run / "config.yaml"
+    folder, file = shell_word(run), shell_word(config)
     if kind == "fit":
-        config = run / "config.yaml"
-        model = json.dumps(load_as(Config, config, trust=True).model.name) if states.get(config) == "whole" else "MODEL"
-        return f"bcnet fit {model.strip(chr(34))} --config {run / 'config.yaml'} --out {run}"
-    trust = trust_option(read_yaml(run / "config.yaml")) if states.get(run / "config.yaml") == "whole" else ""
+        model = load_as(Config, config, trust=True).model.name if states.get(config) == "whole" else "MODEL"
+        seeds = ",".join(sorted((path.name[4:] for path in run.glob("seed*") if path.name[4:].isdecimal()), key=int))
+        return f"bcnet fit {model} --config {file} --out {folder}" + (f" --seeds {seeds}" if seeds else "")
+    trust = trust_option(read_yaml(config)) if states.get(config) == "whole" else ""
     if trained != "whole":
-        return f"bcnet {'dense train' if kind == 'dense' else 'train'} {run / 'config.yaml'} --out {run} --resume{trust}"
+        return f"bcnet {'dense train' if kind == 'dense' else 'train'} {file} --out {folder} --resume{trust}"
     if kind == "dense":
-        return f"bcnet dense {'retrain' if (run / 'search.json').exists() else 'derive'} {run}{trust}"
+        return f"bcnet dense {'retrain' if (run / 'search.json').exists() else 'derive'} {folder}{trust}"
+    unfinished = [path.relative_to(run / "retrain").parts for path, state in states.items() if _is_begun(path, state, run)]
+    if unfinished:
+        return f"bcnet retrain {folder} {_retraining(*min(unfinished)[:2])}{trust} (with the --seeds and settings that it was given)"
     if not (run / "search.json").exists():
-        return f"bcnet search {run} --budget flops=0.5{trust}"
-    unfinished = [path for path, state in states.items() if state == "unfinished" and path.is_relative_to(run / "retrain")]
-    begun = sorted({path.parent.parent.name.removeprefix("uniform-like-") for path in unfinished if "together" not in path.parts})
-    widths = begun[0] if begun else "best"
-    inherits = " --inherit" if widths.endswith("-inherited") else ""
-    return f"bcnet retrain {run} --widths {widths.removesuffix('-inherited')}{inherits}{trust}"
+        return f"bcnet search {folder} --budget flops=0.5{trust}"
+    return f"bcnet retrain {folder} --widths best{trust}"
+
+
+def _is_begun(path: Path, state: State, run: Path) -> bool:
+    return state == "unfinished" and path.is_relative_to(run / "retrain")
+
+
+def _retraining(what: str, names: str) -> str:
+    """The options of a retraining by the names of its folder and of the one therein."""
+    if what == "together":
+        return f"--widths {names.replace('+', ',')} --together"
+    widths = what.removeprefix("uniform-like-")
+    return f"--widths {widths.removesuffix('-inherited')}" + " --inherit" * widths.endswith("-inherited")

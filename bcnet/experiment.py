@@ -44,7 +44,7 @@ from bcnet.supernet.widen import widen
 from bcnet.training.records import LossRecords
 from bcnet.training.strategies import STRATEGIES, Strategy
 from bcnet.training.strategies.base import Pass
-from bcnet.training.train_width import train_width
+from bcnet.training.train_width import settle_norms, train_width
 from bcnet.training.trainer import Trainer
 from bcnet.training.watch import make_watchers
 
@@ -361,9 +361,12 @@ class Experiment(Resources):
             A plain network per width vector.
         """
         recipe = self.config.retrain
+        if recipe.layer_decay is not None:
+            raise UserError("retrain.layer_decay: timm orders only layers of its own networks; train widths one by one, or leave it out")
+        batches = self.data.train_batches("full_train", recipe.batch_size, seed)
         trainer = Trainer(
             SwitchableNetwork(self.build_model(derive_seed(seed, STREAM_MODEL)), self.space, widths),
-            self.data.train_batches("full_train", recipe.batch_size, seed),
+            batches,
             recipe,
             device=self.device,
             half=self.half,
@@ -376,7 +379,10 @@ class Experiment(Resources):
         trainer.run()
         trained = trainer.trained
         assert isinstance(trained, SwitchableNetwork)
-        return trained.split()
+        networks = trained.split()
+        for network in networks if recipe.ema_decay is not None else ():
+            settle_norms(network, batches, self.half)
+        return networks
 
     # Scoring and search ----------------------------------------------------------------------------------------------
 
@@ -389,8 +395,7 @@ class Experiment(Resources):
     @cached_property
     def validation(self) -> EvalSource:
         """Held-out images for scores."""
-        if not self.data.num_images("val"):
-            raise UserError("data.num_val is 0: scores need training images held out for them")
+        self._check_held_out()
         return self.data.eval_batches("val", self.config.score.batch_size, self.config.score.max_images)
 
     @property
@@ -420,12 +425,26 @@ class Experiment(Resources):
         )
 
     def _additive_sample(self) -> list[Widths]:
-        self.check_additive()
+        self._check_additive()
         count = self.config.score.additive
         return [] if count is None else balanced_sample(self.space, count, derive_seed(self.config.seed, STREAM_SAMPLE))
 
-    def check_additive(self) -> None:
-        """Raise if ``score.additive`` is too few for this space."""
+    def check_scoring(self) -> None:
+        """Raise if scores and searches could not be what the config says: no images held out, too few scored, no such cost."""
+        self._check_held_out()
+        self._check_additive()
+        self._check_weighed()
+
+    def _check_held_out(self) -> None:
+        if not self.data.num_images("val"):
+            raise UserError("data.num_val is 0: scores need training images held out for them")
+
+    def _check_weighed(self) -> None:
+        weighed = self.config.search.cost
+        if weighed and weighed not in self.costs.names:
+            raise UserError(f"search.cost: {weighed!r} is none of {', '.join(self.costs.names)}")
+
+    def _check_additive(self) -> None:
         count, groups = self.config.score.additive, self.space.groups
         if count is None:
             return
@@ -472,9 +491,8 @@ class Experiment(Resources):
         most = scorer.most_evaluations(self._algorithm.most_scored(self.space, evaluations))
         seed = derive_seed(self.config.seed, STREAM_SEARCH) % 2**32
         known = records.sorted() if records is not None else []
+        self._check_weighed()
         weighed = self.config.search.cost or ""
-        if weighed and weighed not in self.costs.names:
-            raise UserError(f"search.cost: {weighed!r} is none of {', '.join(self.costs.names)}")
         settings = self._algorithm.Settings.model_validate(self.config.search.algorithm.settings)
         with ProgressBar(f"search, at most {most} to evaluate", most) as bar:
             score_many = partial(scorer.score_many, shown=bar)
@@ -539,8 +557,7 @@ class Experiment(Resources):
             options: ``checkpoint``, ``identity`` and ``label`` of the training.
         """
         channels, epochs = self.space.channels(widths), self.config.search.short_epochs
-        recipe = self.config.retrain
-        recipe = recipe.model_copy(update={"epochs": epochs, "warmup_epochs": min(recipe.warmup_epochs, epochs / 5)})
+        recipe = self.config.retrain.lasting(epochs)
         start = self.inherited(supernet, channels)
         (network,) = self.train_width(channels, [self.config.seed], start=start, recipe=recipe, part="train", **options)
         metrics = (METRICS["accuracy"], METRICS["cross_entropy"], SQUARED_CROSS_ENTROPY)

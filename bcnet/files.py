@@ -102,7 +102,13 @@ def _temporary(path: Path) -> tuple[int | None, Path]:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a folder is missing or empty, but for what a killed process left of the first file that it was writing."""
+    """Whether a folder is missing or empty, but for what a killed process left of the first file that it was writing.
+
+    Raises:
+        UserError: it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, and a folder is wanted")
     leftovers(folder, remove=True)
     return not folder.exists() or not any(folder.iterdir())
 

@@ -9,7 +9,7 @@ from bcnet.distributed import process_rank
 from bcnet.errors import UserError
 from bcnet.experiment import COLUMNS, Experiment
 from bcnet.files import is_unused, write_json, write_text
-from bcnet.provenance import made_of, refuse_others
+from bcnet.provenance import made_of, refuse_other_kind, refuse_others
 from bcnet.results import FitRecord, FittedNetwork, read_record
 from bcnet.scoring.evaluate import evaluate
 from bcnet.seeds import STREAM_MODEL, derive_seed
@@ -37,8 +37,9 @@ class Fit:
         self.folder, self.experiment = folder, Experiment(config)
         written = folder / "config.yaml"
         if written.is_file():
+            refuse_other_kind(folder, "fit")
             differing = set(differing_keys(load_config(written, trust=True), config)) - {"data.num_val"}  # written before that was so
-            other = sorted(key for key in differing if key.split(".")[0] in _FIXED_SECTIONS)
+            other = sorted(key for key in differing if key.split(".")[0] in (*_FIXED_SECTIONS, "amp"))
             if other:
                 raise UserError(f"{folder}: was begun with another {', '.join(other[:4])}; use the same settings, or choose another --out")
             refuse_others(folder, self.experiment)

@@ -1,5 +1,10 @@
 """Numbers as people write and read them."""
 
+import math
+import os
+import shlex
+from pathlib import Path
+
 from bcnet.errors import UserError
 
 _UNITS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
@@ -32,6 +37,19 @@ def human(value: float) -> str:
 def plural(count: int, noun: str) -> str:
     """``1 seed``, ``3 seeds``."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def coefficient(value: float) -> str:
+    """A coefficient of correlation: ``0.795``, or ``undefined`` where one side is all alike."""
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
+
+
+def shell_word(path: Path) -> str:
+    """A path as it is typed: in quotes where it has spaces and the like."""
+    text = str(path)
+    if os.name == "nt":
+        return f'"{text}"' if " " in text else text
+    return shlex.quote(text)
 
 
 def duration(seconds: float) -> str:

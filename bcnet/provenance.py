@@ -2,14 +2,44 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bcnet.config import Config
+from bcnet.config import Config, read_yaml
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment
 from bcnet.files import read_json
 
+Kind = Literal["run", "dense", "fit"]
 _FILE = "environment.json"
+_HOLDS: dict[Kind, str] = {
+    "run": "the run of a supernet (bcnet train, search, ...)",
+    "dense": "a search of a grid (bcnet dense ...)",
+    "fit": "plain trainings (bcnet fit)",
+}
+
+
+def kind_of(folder: Path) -> Kind:
+    """What a folder with a ``config.yaml`` is; one whose config cannot be read, or that has only begun, is taken for a supernet's."""
+    try:
+        tree = read_yaml(folder / "config.yaml")
+    except UserError:
+        return "run"
+    if isinstance(tree, dict) and "grid" in tree:
+        return "dense"
+    is_fit = not (folder / "checkpoint.pt").exists() and ((folder / "fit.json").exists() or any(folder.glob("seed*")))
+    return "fit" if is_fit else "run"
+
+
+def refuse_other_kind(folder: Path, wanted: Kind) -> None:
+    """See that a folder with a ``config.yaml`` is of one kind.
+
+    Raises:
+        UserError: it is of another.
+    """
+    kind = kind_of(folder)
+    has_only_begun = kind == "run" and wanted == "fit" and not (folder / "checkpoint.pt").exists()
+    if kind != wanted and not has_only_begun:
+        raise UserError(f"{folder} holds {_HOLDS[kind]}, not {_HOLDS[wanted]}")
 
 
 def made_of(experiment: Experiment) -> dict[str, Any]:

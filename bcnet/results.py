@@ -266,6 +266,8 @@ class RetrainRecord(Record):
     """Random widths that use at least 95 % of the same FLOPs, one training each, if any were asked for."""
     start: Start = "scratch"
     """What both began with: fresh weights, or those that the supernet has for them."""
+    recipe: str | None = None
+    """Of what is trained like each other: a hash of recipe, precision and supernet; unset: of a version that did not note it."""
 
 
 class TogetherRecord(Record):

@@ -8,6 +8,7 @@ search.json        what the search found      retrain/          networks of foun
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import cycle
@@ -24,12 +25,13 @@ from bcnet.distributed import of_first, process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.experiment import Experiment, with_divisor
 from bcnet.files import is_unused, write_json, write_text
+from bcnet.formatting import shell_word
 from bcnet.latency.timing import measure_networks
 from bcnet.machine import device_name
 from bcnet.models.factory import build_model
 from bcnet.plugins import named_code, trust_option
 from bcnet.progress import notice
-from bcnet.provenance import made_of, read_environment, refuse_others, sha256
+from bcnet.provenance import made_of, read_environment, refuse_other_kind, refuse_others, sha256
 from bcnet.results import (
     BudgetRecord,
     EvaluatedWidths,
@@ -83,6 +85,8 @@ class Run:
             UserError: the directory holds a run already and ``resume`` was not asked for, or its config is another.
         """
         written = folder / "config.yaml"
+        if written.exists():
+            refuse_other_kind(folder, "run")
         if resume and written.exists():  # as it was begun, also by versions that knew no default
             before = load_config(written, trust=True).space.divisor  # of which nothing is run
             config = with_divisor(config, before) if before else config
@@ -95,12 +99,12 @@ class Run:
             if not resume:
                 raise UserError(f"{folder} already holds a run; continue it by --resume (in Python: resume=True), or choose another --out")
             trusted = [name for _, name in named_code(config.model_dump())]
-            _refuse_changes(folder, Experiment(load_config(written, trust=trusted)).config, run.config)
+            _refuse_changes(folder, Experiment(load_config(written, trust=trusted)).config, run.config, "amp")
         elif not is_unused(folder):
             raise UserError(f"{folder} exists, is not empty and is not a run; choose another --out")
         refuse_others(folder, run.experiment)
         run.trainer  # noqa: B018  what cannot be trained (device, data, model, batch size) is refused before anything is written
-        run.experiment.check_additive()  # so is what could not be scored when it is trained
+        run.experiment.check_scoring()  # so is what could not be scored or searched when it is trained
         data = config.data
         if data.source == "imagefolder" and data.held_out == "train" and data.root is not None and has_own_val(data.root):
             notice(f"{data.root / 'val'} is not looked at: scores are measured on images of train/; data.held_out=val takes those of val/")
@@ -122,7 +126,10 @@ class Run:
         """
         written = folder / "config.yaml"
         if not written.is_file():
-            raise UserError(f"{folder}: not a run directory (no config.yaml in it); train first: bcnet train CONFIG --out {folder}")
+            raise UserError(
+                f"{folder}: not a run directory (no config.yaml in it); train first: bcnet train CONFIG --out {shell_word(folder)}"
+            )
+        refuse_other_kind(folder, "run")
         experiment = Experiment(load_config(written, overrides, trust=trust))
         if overrides:
             trusted = trust or [name for _, name in named_code(experiment.config.model_dump())]
@@ -144,10 +151,17 @@ class Run:
         """Costs of the width vectors."""
         return self.experiment.costs
 
+    def command(self, name: str, options: str = "") -> str:
+        """A command on this run, ready to be typed; with ``--trust`` where its config names code."""
+        words = f"bcnet {name} {shell_word(self.folder)} {options}".rstrip()
+        return words + trust_option(self.config.model_dump())
+
     @property
-    def trust_option(self) -> str:
-        """What a command on this run must say beside its name: ``" --trust"`` where its config names code, otherwise nothing."""
-        return trust_option(self.config.model_dump())
+    def search_command(self) -> str:
+        """A search under a budget that can be kept: half of the FLOPs where some width takes no more."""
+        least = self.costs.range("flops")[0] / self.costs.of_model("flops")
+        share = 0.5 if least <= 0.5 else math.ceil(50 * (1 + least)) / 100
+        return self.command("search", f"--budget flops={share:g}")
 
     # Training -------------------------------------------------------------------------------------------------------
 
@@ -187,7 +201,7 @@ class Run:
         if self.checkpoint.exists():
             refuse_others(self.folder, self.experiment)
         if not self.trainer.resume():
-            command = f"bcnet train {self.folder / 'config.yaml'} --out {self.folder} --resume"
+            command = f"bcnet train {shell_word(self.folder / 'config.yaml')} --out {shell_word(self.folder)} --resume"
             raise UserError(f"{self.checkpoint}: no such checkpoint; train first: {command}")
         return self.trainer
 
@@ -439,6 +453,7 @@ class Run:
                 for one, seed in zip(self.experiment.random_widths(flops, num_random), cycle(seeds), strict=False)
             ],
             start=start,
+            recipe=self._recipe,
         )
         if process_rank() == 0:
             record.write(self.folder / "retrain" / f"{name}{suffix}.json")
@@ -482,8 +497,13 @@ class Run:
         return record
 
     def trained_alone(self) -> dict[str, RetrainedWidth]:
-        """Width string -> what `retrain` from scratch found of it, for all that it was asked."""
-        return {str(known.found.widths): known.found for known in self.retrainings() if known.start == "scratch"}
+        """Width string -> what `retrain` from scratch found of it by the recipe of now, for all that it was asked."""
+        alike = (known for known in self.retrainings() if known.start == "scratch" and known.recipe == self._recipe)
+        return {str(known.found.widths): known.found for known in alike}
+
+    @property
+    def _recipe(self) -> str:
+        return self._retrain_identity(["recipe"], 0)
 
     def togethers(self) -> list[TogetherRecord]:
         """All width vectors that were trained together so far."""
@@ -593,7 +613,7 @@ def _dump(config: Config, written: Path) -> str:
     return dump_yaml(tree)
 
 
-def _refuse_changes(folder: Path, trained: Config, asked: Config) -> None:
-    keys = [key for key in differing_keys(trained, asked) if key.split(".")[0] in _FIXED_SECTIONS]
+def _refuse_changes(folder: Path, trained: Config, asked: Config, *more: str) -> None:
+    keys = [key for key in differing_keys(trained, asked) if key.split(".")[0] in (*_FIXED_SECTIONS, *more)]
     if keys:
         raise UserError(f"{folder}: was trained with another {', '.join(keys[:4])}; use the same settings, or train into another folder")

@@ -223,7 +223,7 @@ class Study:
         own = self.experiment
         costs = {"flops": count_flops(network.cpu(), own.data.input_shape), "params": sum(p.numel() for p in network.parameters())}
         before = evaluate(network.to(own.device), own.test, half=own.half)["accuracy"]
-        recipe = own.config.retrain.model_copy(update={"epochs": epochs})
+        recipe = own.config.retrain.lasting(epochs)
         (trained,) = train_width(
             [network],
             [own.data.train_batches("full_train", recipe.batch_size, self.seed)],

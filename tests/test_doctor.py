@@ -32,7 +32,7 @@ def test_what_was_begun_is_unfinished_and_its_command_is_named(bcnet, run, quick
     assert states(begun.folder)["checkpoint.pt"] == "unfinished"
     assert examine(begun.folder).next == [f"bcnet train {begun.folder / 'config.yaml'} --out {begun.folder} --resume"]
     (folder / "checkpoint-abc.pt").write_bytes(begun.checkpoint.read_bytes())
-    assert examine(run.folder).next == [f"bcnet retrain {run.folder} --widths 22222"]
+    assert examine(run.folder).next == [f"bcnet retrain {run.folder} --widths 22222 (with the --seeds and settings that it was given)"]
     assert len(examine(tmp_path).next) == 2
 
 

@@ -62,7 +62,9 @@ OneWidth = Annotated[
 ]
 TruthOption = Annotated[
     str,
-    typer.Option(metavar="FILE", help="Results_MobileNet.json, a CSV of widths and accuracy; or channel_bench_digits, which is built in."),
+    typer.Option(
+        metavar="FILE", help="Results_MobileNet.json, a CSV of channel counts and accuracy; or channel_bench_digits, which is built in."
+    ),
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Run the code that a config, run or list names, from outside bcnet.")]
 Say = Callable[..., None]
@@ -210,7 +212,7 @@ def widths_of_run(text: str, run: "Run") -> "Widths":
     if text == "best":
         record = run.search_record()
         if record is None:
-            raise UserError(f"--widths best: {run.folder} has no search yet; bcnet search {run.folder} --budget flops=0.5")
+            raise UserError(f"--widths best: {run.folder} has no search yet; {run.search_command}")
         return run.space.decode(record.best.widths)
     if text.startswith("uniform="):
         from bcnet.space.cost import uniform_widths

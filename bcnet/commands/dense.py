@@ -268,7 +268,7 @@ def refine(
         train_supernet(run, say)
         record = run.search(text)
         say(f"found {record.best.widths}: {human(record.best.costs['flops'])} FLOPs, {human(record.best.costs['params'])} params")
-        say(f"train it from scratch with: bcnet retrain {folder / 'refined'} --widths {record.best.widths}")
+        say(f"train it from scratch with: {run.command('retrain', f'--widths {record.best.widths}')}")
         finish(run, say)
 
 

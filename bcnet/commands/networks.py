@@ -108,11 +108,7 @@ def retrain(
         else:
             for one in wanted:
                 retrain_widths(run, one, read_seeds(seeds), say, inherit=inherit, full=full, num_random=random)
-        finish(
-            run,
-            say,
-            then=f"bcnet extract {folder} --widths {widths.partition(',')[0]} --out network{run.trust_option}",
-        )
+        finish(run, say, then=run.command("extract", f"--widths {widths.partition(',')[0]} --out network"))
 
 
 def retrain_together(run: "Run", widths: "Sequence[Widths]", seeds: list[int], say: Say) -> None:
@@ -120,9 +116,7 @@ def retrain_together(run: "Run", widths: "Sequence[Widths]", seeds: list[int], s
     record, known = run.retrain_together(widths, seeds), run.trained_alone()
     for row in record.together:
         alone = known.get(str(row.widths))
-        beside = (
-            f"; alone {_accuracy(alone.acc)}" if alone else f"; alone: bcnet retrain {run.folder} --widths {row.widths}{run.trust_option}"
-        )
+        beside = f"; alone {_accuracy(alone.acc)}" if alone else f"; alone: {run.command('retrain', f'--widths {row.widths}')}"
         say(f"{row.widths}: test accuracy {_accuracy(row.acc)} over {plural(len(row.acc), 'seed')}, {human(row.flops)} FLOPs{beside}")
 
 

@@ -6,6 +6,7 @@ import typer
 from rich.table import Table
 
 from bcnet.commands.app import Overrides, Say, Trust, app, console, runtime
+from bcnet.commands.models import refuse_options
 from bcnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def profile(
+    context: typer.Context,
     config: Annotated[
         str, typer.Argument(metavar="CONFIG|MODEL", help="As for `bcnet train`, or a model's name, which is then fed with noise.")
     ],
@@ -30,6 +32,8 @@ def profile(
     trust: Trust = False,
 ) -> None:
     """Show what widths cost, how many meet a budget, and what training and search will take on this machine."""
+    if not _is_model(config):
+        refuse_options(context, ("images", "num_classes", "input"), "only for a MODEL: a config has its own")
     settings = (
         _config_of_model(config, overrides or (), images, num_classes, input) if _is_model(config) else _config(config, overrides, trust)
     )

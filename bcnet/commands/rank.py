@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from bcnet.commands.app import Say, TruthOption, app, console
+from bcnet.formatting import coefficient
 
 if TYPE_CHECKING:
     from bcnet.results import Ranking, Regret
@@ -69,6 +70,6 @@ def _ranking_table(ranking: "Ranking") -> Table:
     for column in ("predictor", "Kendall tau-b", "95 % interval", "Spearman", "Pearson"):
         table.add_column(column)
     for name, row in ranking.predictors.items():
-        interval = f"{row.kendall.low:.3f} .. {row.kendall.high:.3f}"
-        table.add_row(name, f"{row.kendall.value:.3f}", interval, f"{row.spearman.value:.3f}", f"{row.pearson.value:.3f}")
+        tau, rho, r = (coefficient(one.value) for one in (row.kendall, row.spearman, row.pearson))
+        table.add_row(name, tau, f"{coefficient(row.kendall.low)} .. {coefficient(row.kendall.high)}", rho, r)
     return table

@@ -97,8 +97,7 @@ def search(
     with opened(folder, chosen, trust) as (run, say):
         _take_anchors(run, anchors, say)
         search_widths(run, budget or (), say)
-        extract, retrain = (f"bcnet {what} {folder} --widths best" for what in ("extract", "retrain"))
-        finish(run, say, then=f"{extract} --out network{run.trust_option}, or {retrain}{run.trust_option}")
+        finish(run, say, then=f"{run.command('extract', '--widths best --out network')}, or {run.command('retrain', '--widths best')}")
 
 
 def _take_anchors(run: "Run", file: str | None, say: Say) -> None:
@@ -138,7 +137,7 @@ def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord
     scored = f"predicted from {settings.additive:,} scored" if settings.additive else "scored"
     costs = f"{human(flops)} FLOPs ({share}), {human(params)} params{others}"
     chance = 1 / len(run.experiment.data.classes)
-    if best.accuracy < 1.5 * chance:
+    if best.accuracy < chance + min(0.5 * chance, 0.05 * (1 - chance)):
         say(f"the supernet has learned next to nothing (chance is {chance:.0%}), so its scores mean little: train longer")
     what = f"best of {len(record.short):,} trained for a short time" if record.short else f"best of {len(record.evaluated):,} {scored}"
     say(f"{what}: {best.widths}, {words}, {costs}")
@@ -155,7 +154,7 @@ def search_widths(run: "Run", budgets: Sequence[str], say: Say) -> "SearchRecord
         say(f"Pareto front of score and {settings.cost}, cheapest first:")
         for row in record.rows(record.front):
             say(f"  {_words(record, row)}")
-        say(f"any of them is a network: bcnet extract {run.folder} --widths {record.front[0]} --out network")
+        say(f"any of them is a network: {run.command('extract', f'--widths {record.front[0]} --out network')}")
     return record
 
 

@@ -29,7 +29,7 @@ def train(
 
         run = Run.create(folder, settings, resume=resume)
         train_supernet(run, say)
-        finish(run, say, then=f"bcnet search {folder} --budget flops=0.5{run.trust_option}")
+        finish(run, say, then=run.search_command)
 
 
 def train_supernet(run: "Run", say: Say) -> None:

@@ -27,7 +27,9 @@ from bcnet.dense.search import Search
 from bcnet.distributed import process_rank, world_size
 from bcnet.errors import UserError
 from bcnet.files import is_unused, write_json, write_text
+from bcnet.formatting import shell_word
 from bcnet.models.net_config import NetConfig, read_net_config
+from bcnet.provenance import refuse_other_kind
 from bcnet.results import BudgetRecord, RetrainedNetwork, read_record
 from bcnet.scoring.evaluate import evaluate
 from bcnet.supernet.extract import save_network
@@ -61,6 +63,7 @@ class DenseRun:
         if process_rank() != 0:
             return run
         if written.exists():
+            refuse_other_kind(folder, "dense")
             if not resume:
                 raise UserError(f"{folder} already holds a run; continue it by --resume (in Python: resume=True), or choose another --out")
             _refuse_changes(folder, load_as(DenseConfig, written, trust=True), config)  # nothing of it is run
@@ -85,7 +88,10 @@ class DenseRun:
         """
         written = folder / "config.yaml"
         if not written.is_file():
-            raise UserError(f"{folder}: not a run directory (no config.yaml in it); search first: bcnet dense train CONFIG --out {folder}")
+            raise UserError(
+                f"{folder}: not a run directory (no config.yaml in it); search first: bcnet dense train CONFIG --out {shell_word(folder)}"
+            )
+        refuse_other_kind(folder, "dense")
         config = load_as(DenseConfig, written, overrides, trust=trust)
         if overrides:
             _refuse_changes(folder, load_as(DenseConfig, written, trust=True), config)
@@ -121,7 +127,9 @@ class DenseRun:
             UserError: no checkpoint, a damaged one, or one of another run.
         """
         if not self.trainer.resume():
-            raise UserError(f"{self.folder}: no checkpoint; search first: bcnet dense train CONFIG --out {self.folder} --resume")
+            raise UserError(
+                f"{self.folder}: no checkpoint; search first: bcnet dense train CONFIG --out {shell_word(self.folder)} --resume"
+            )
         return self.trainer
 
     def derive(self, budget_text: str | None = None) -> DenseRecord:
@@ -215,7 +223,7 @@ class DenseRun:
         """
         file = self.folder / "search.json"
         if not file.is_file():
-            raise UserError(f"{self.folder}: nothing was derived yet: bcnet dense derive {self.folder}")
+            raise UserError(f"{self.folder}: nothing was derived yet: bcnet dense derive {shell_word(self.folder)}")
         return read_record(file, DenseRecord, _WHAT)
 
     def found(self) -> tuple[Choice, NetConfig]:

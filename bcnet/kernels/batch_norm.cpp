@@ -33,6 +33,7 @@ inline void store(bf16* where, float value) {  // to nearest, ties to even
 
 constexpr int64_t kRows = 8;     // rows added up in registers
 constexpr int64_t kBlock = 512;  // rows added up in float
+constexpr double kFar = 1000;    // squared mean over variance, from where on floats do not hold their difference
 
 // Gathers two sums per channel: add(row, count, first, second) adds `count` rows to float vectors.
 template <typename Add>
@@ -103,11 +104,34 @@ void forward(const T* x, const float* weight, const float* bias, T* y, float* me
       q[c] += b;
     }
   });
+  bool cancelled = false;
   for (int64_t c = 0; c < channels; ++c) {
     const double m = sum[c] / rows;
     mean[c] = float(m);
     const double v = squares[c] / rows - m * m;
     var[c] = float(v < 0 ? 0 : v);
+    cancelled |= m * m > kFar * v;
+  }
+  if (cancelled) {  // hardly ever: once more, around the mean
+    sum_rows(rows, channels, threads, sum.data(), squares.data(), [&](int64_t row, auto count, float* __restrict s, float* __restrict q) {
+      const T* __restrict from = x + row * channels;
+      const float* __restrict m0 = mean;
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        float a = 0, b = 0;
+        for (int64_t r = 0; r < count(); ++r) {
+          const float value = load(from[r * channels + c]) - m0[c];
+          a += value;
+          b += value * value;
+        }
+        s[c] += a;
+        q[c] += b;
+      }
+    });
+    for (int64_t c = 0; c < channels; ++c) {
+      const double m = sum[c] / rows, v = squares[c] / rows - m * m;
+      if (double(mean[c]) * mean[c] > kFar * var[c]) var[c] = float(v < 0 ? 0 : v);
+    }
   }
   apply(x, weight, bias, y, mean, var, rows, channels, eps, relu, threads);
 }

@@ -101,7 +101,7 @@ def list_models(which: str) -> list[str]:
     """Names of models.
 
     Args:
-        which: ``timm``, ``torchvision`` (its classifiers), or a file with a name per line.
+        which: ``timm``, ``torchvision`` (its classifiers), or a file with a name per line; what follows a ``#`` is a comment.
 
     Raises:
         UserError: there is no such file, or no name in it.
@@ -114,10 +114,11 @@ def list_models(which: str) -> list[str]:
         from torchvision import models
 
         return [f"torchvision/{name}" for name in models.list_models(module=models)]
-    names = read_text(Path(which), "timm, torchvision, or a file with a model's name per line").split()
+    lines = read_text(Path(which), "timm, torchvision, or a file with a model's name per line").splitlines()
+    names = dict.fromkeys(name for line in lines for name in line.partition("#")[0].split())
     if not names:
         raise UserError(f"{which}: no model's name in it")
-    return names
+    return list(names)
 
 
 def default_input(name: str) -> tuple[int, int, int]:

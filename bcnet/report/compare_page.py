@@ -1,15 +1,17 @@
 """The table, the pictures and the page of a comparison of methods."""
 
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 
+from bcnet.formatting import coefficient
 from bcnet.report import plots
 from bcnet.report.page import Page, picture, table, text
 from bcnet.results import Comparison, PredictorRow, ScoredSeed
-from bcnet.truth.compare import mean_row, spread
+from bcnet.truth.compare import mean_row
 from bcnet.truth.ground_truth import GroundTruth
 from bcnet.truth.ranking import DEFAULT_BUDGETS
 
@@ -21,15 +23,18 @@ def compare_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     rows = []
     for name, method in comparison.methods.items():
         seeds = method.per_seed
-        deviation = f"{spread([seed.kendall for seed in seeds]):.3f}"
-        rows.append((name, *_cells(mean_row(seeds), deviation), *_work(seeds)))
+        rows.append((name, *_cells(mean_row(seeds), _spread(seeds)), *_work(seeds)))
     for name, scored in comparison.competitors.items():
-        deviation = f"{spread([seed.kendall for seed in scored]):.3f}"
-        rows.append((name, *_cells(mean_row(scored), deviation), *_work(scored)))
+        rows.append((name, *_cells(mean_row(scored), _spread(scored)), *_work(scored)))
     rows += [(name, *_cells(row, ""), "", "") for name, row in comparison.baselines.items()]
     if comparison.noise_ceiling is not None:
         rows.append(("perfect predictor (ceiling)", f"{comparison.noise_ceiling:.3f}", *[""] * 8))
     return rows
+
+
+def _spread(seeds: Sequence[ScoredSeed]) -> str:
+    taus = [seed.kendall for seed in seeds]
+    return f"{stdev(taus):.3f}" if len(taus) > 1 and not any(map(isnan, taus)) else "-"
 
 
 def _work(seeds: Sequence[ScoredSeed]) -> tuple[str, str]:
@@ -37,7 +42,7 @@ def _work(seeds: Sequence[ScoredSeed]) -> tuple[str, str]:
 
 
 def _cells(row: PredictorRow, deviation: str) -> tuple[str, ...]:
-    correlations = (f"{row.kendall:.3f}", deviation, f"{row.spearman:.3f}", f"{row.pearson:.3f}")
+    correlations = (coefficient(row.kendall), deviation, *map(coefficient, (row.spearman, row.pearson)))
     return (*correlations, *(f"{row.regret[budget]:.2f}" if budget in row.regret else "" for budget in DEFAULT_BUDGETS))
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bcnet.files import write_atomic
-from bcnet.formatting import plural
+from bcnet.formatting import coefficient, plural
 from bcnet.report.page import narrow_form
 from bcnet.results import Comparison, Ranking, Regret, SearchRecord, SearchSettings
 from bcnet.scoring.metrics import METRICS
@@ -181,7 +181,7 @@ def draw_search(path: Path, search: SearchRecord) -> None:
             left.plot(
                 *places, marker="*", markersize=11, color=ORANGE, linestyle="", markeredgecolor="black", label="best of other budgets"
             )
-        left.set(xlabel=f"{cost.replace('flops', 'FLOPs')} [{unit}]", ylabel=score_label(search.settings))
+        left.set(xlabel=cost.replace("flops", "FLOPs") + f" [{unit}]" * bool(unit), ylabel=score_label(search.settings))
         left.set_title(f"{len(evaluated)} width vectors evaluated")
         left.legend(frameon=False, fontsize=8)
         within = [search.keeps_budgets(row) for row in evaluated]
@@ -398,10 +398,10 @@ def draw_comparison(path: Path, comparison: Comparison) -> None:
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.42 * len(rows)))
     for row, (name, values) in enumerate(rows.items()):
         mean = float(np.mean(values))
-        axes.barh(row, mean, color=BLUE if name in methods else LIGHT_BLUE if name in taus else GREY)
+        axes.barh(row, np.nan_to_num(mean), color=BLUE if name in methods else LIGHT_BLUE if name in taus else GREY)
         if name in taus:
             axes.plot(values, [row] * len(values), "o", color=ORANGE, markersize=4)
-        axes.text(max(*values, 0) + 0.015, row, f"{mean:.3f}", va="center", fontsize=9, bbox=READABLE, zorder=3)
+        axes.text(np.nan_to_num([*values, 0]).max() + 0.015, row, coefficient(mean), va="center", fontsize=9, bbox=READABLE, zorder=3)
     _ceiling_line(axes, comparison.noise_ceiling)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.4, -0.95)
@@ -440,7 +440,7 @@ def _tau_bars(axes: Axes, ranking: Ranking) -> None:
         tau = ranking.predictors[key].kendall
         value, low, high = (np.nan_to_num(part) for part in (tau.value, tau.low, tau.high))
         axes.barh(row, value, color=BLUE if key == "score" else GREY, xerr=[[max(0, value - low)], [max(0, high - value)]], capsize=3)
-        axes.text(max(high, 0) + 0.02, row, f"{value:.3f}", va="center", fontsize=9, bbox=READABLE, zorder=3)
+        axes.text(max(high, 0) + 0.02, row, coefficient(tau.value), va="center", fontsize=9, bbox=READABLE, zorder=3)
     _ceiling_line(axes, ranking.noise_ceiling)
     axes.set_yticks(range(len(names)), list(names.values()))
     axes.set_ylim(len(names) - 0.4, -0.8)

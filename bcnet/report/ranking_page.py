@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bcnet.formatting import coefficient
 from bcnet.report import plots
 from bcnet.report.page import Page, links, picture, table, text
 from bcnet.results import Ranking
@@ -107,7 +108,8 @@ def correlation_parts(ranking: Ranking) -> tuple[str, str]:
     rows = []
     for name, row in ranking.predictors.items():
         estimates = (row.kendall, row.spearman, row.pearson)
-        rows.append((name.replace("_", " "), *(f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in estimates)))
+        cells = (f"{coefficient(one.value)} ({coefficient(one.low)} to {coefficient(one.high)})" for one in estimates)
+        rows.append((name.replace("_", " "), *cells))
     ceiling = ranking.noise_ceiling
     words = (
         f"A perfect predictor would reach tau {ceiling:.3f} against the means of {ranking.num_seeds} seeds."

@@ -164,7 +164,10 @@ def verdict(retrained: RetrainRecord) -> str:
     difference = fmean(found) - fmean(uniform)
     if len(found) < 2:
         return f"One seed: found minus uniform is {difference:+.2f} points; one seed cannot tell whether that is noise."
-    low, high, p = welch(found, uniform)
+    tested = welch(found, uniform)
+    if tested is None:
+        return f"Found minus uniform: {difference:+.2f} points; no seed differs from another, so how much of it is noise cannot be told."
+    low, high, p = tested
     if p >= 0.05:
         judgement = "that is within the noise of the seeds"
     else:
@@ -179,7 +182,8 @@ def others(retrained: RetrainRecord) -> list[str]:
     lines, found = [], retrained.found
     if retrained.full is not None:
         lost = fmean(retrained.full.acc) - fmean(found.acc)
-        interval = "" if len(found.acc) < 2 else " (95 % interval {:+.2f} to {:+.2f})".format(*welch(retrained.full.acc, found.acc)[:2])
+        tested = welch(retrained.full.acc, found.acc) if len(found.acc) > 1 else None
+        interval = f" (95 % interval {tested[0]:+.2f} to {tested[1]:+.2f})" if tested else ""
         lines.append(f"The full model, with {retrained.full.flops / found.flops:.2f} times the FLOPs: {lost:+.2f} points{interval}.")
     if retrained.random:
         accuracies = [one.acc[0] for one in retrained.random]
@@ -189,8 +193,10 @@ def others(retrained: RetrainRecord) -> list[str]:
     return lines
 
 
-def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float] | None:
     """The 95 % interval of the difference of two means, and the p-value of its being zero; variances may differ.
+
+    ``None`` where neither varies: noise that was not seen may still be there, for accuracies are counts of few test images.
 
     Args:
         one: at least two values.
@@ -198,9 +204,8 @@ def welch(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, f
     """
     from scipy.stats import ttest_ind
 
-    if len(set(one)) == len(set(other)) == 1:  # nothing varies: whatever the difference is, it is not noise that was seen
-        difference = one[0] - other[0]
-        return difference, difference, float(difference == 0)
+    if len(set(one)) == len(set(other)) == 1:
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of one of the two that does not vary, which is all right
         test = ttest_ind(one, other, equal_var=False)
@@ -279,12 +284,11 @@ def _evaluated(search: SearchRecord, rows: Sequence[EvaluatedWidths], budgets: S
 
 def _next_commands(run: Run, search: SearchRecord | None) -> list[str]:
     """What most would do now, ready to paste."""
-    trust = run.trust_option
     if search is None:
-        return [f"bcnet search {run.folder} --budget flops=0.5{trust}", f"bcnet score {run.folder} --widths random:300{trust}"]
-    lines = [f"bcnet extract {run.folder} --widths {search.best.widths} --out network{trust}"]
+        return [run.search_command, run.command("score", "--widths random:300")]
+    lines = [run.command("extract", f"--widths {search.best.widths} --out network")]
     if not run.retrainings():
-        lines.insert(0, f"bcnet retrain {run.folder} --widths {search.best.widths} --seeds 0,1,2{trust}")
+        lines.insert(0, run.command("retrain", f"--widths {search.best.widths} --seeds 0,1,2"))
     return lines
 
 

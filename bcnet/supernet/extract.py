@@ -54,7 +54,7 @@ def save_network(folder: Path, network: nn.Module, description: dict[str, Any]) 
     """
     refuse_not_finite(network, f"the network for {folder}")
     sizes = {name: own for name, module in network.named_modules() if (own := _sizes(module))}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}  # some may share their memory
     whole = {"format": FORMAT} | description | {"layers": sizes}
     for name in (*FORMATS.values(), CARD):  # of another network, if there is one
         (folder / name).unlink(missing_ok=True)

@@ -100,7 +100,8 @@ class Slices:
         """The active part of a parameter or buffer."""
         if self.switched_by is not None and isinstance(tensor, nn.Parameter):
             group, counts = self.switched_by
-            tensor = tensor.chunk(len(counts))[counts.index(self._switch[group])]
+            nearest = min(range(len(counts)), key=lambda own: abs(counts[own] - self._switch[group]))  # a uniform width is no choice
+            tensor = tensor.chunk(len(counts))[nearest]
         return _take(tensor, self.of_tensor(name))
 
     def put_outputs(self, tensor: Tensor, values: Tensor) -> None:

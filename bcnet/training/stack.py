@@ -29,12 +29,13 @@ class NetworkStack(nn.Module):
         input_shape: ``(C, H, W)`` of one image.
 
     Raises:
-        NotStackable: a layer mixes channels in another way than by convolution; found by comparing logits.
+        NotStackable: a layer mixes channels in another way than by convolution, found by comparing logits; or two share parameters.
     """
 
     def __init__(self, networks: Sequence[nn.Module], input_shape: Sequence[int]) -> None:
         super().__init__()
         self.size = len(networks)
+        _refuse_shared(networks[0])
         self.body = _side_by_side(networks)
         self._plain = [copy.deepcopy(networks[0])]  # in a list, so that its parameters are not the stack's
         _prove(networks, input_shape)
@@ -79,8 +80,15 @@ class _StackedLinear(nn.Module):
         return of_each if self.bias is None else of_each + self.bias
 
 
+def _refuse_shared(network: nn.Module) -> None:
+    named = chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
+    tensors = [id(tensor) for _, tensor in named]
+    if len(set(tensors)) < len(tensors):
+        raise NotStackable("layers share parameters, or one of them has two names")
+
+
 def _joined(parts: Sequence[Tensor]) -> nn.Parameter:
-    return nn.Parameter(torch.cat([part.detach() for part in parts]))
+    return nn.Parameter(torch.cat([part.detach() for part in parts]), parts[0].requires_grad)
 
 
 def _side_by_side(layers: Sequence[nn.Module]) -> nn.Module:

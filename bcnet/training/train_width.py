@@ -11,10 +11,13 @@ from torch import nn
 from bcnet.config import RecipeConfig
 from bcnet.data.interfaces import TrainSource
 from bcnet.kernels.depthwise import fast_depthwise
+from bcnet.supernet.calibrate import calibrate
 from bcnet.training.optimizer import ENTRYWISE
 from bcnet.training.stack import NetworkStack, NotStackable, StackedBatches
 from bcnet.training.strategies.base import plain_passes
 from bcnet.training.trainer import Trainer
+
+SETTLED = 2048  # images for BN statistics of averaged weights
 
 
 def train_width(
@@ -69,8 +72,16 @@ def train_width(
         trainer.resume()
         with fast_depthwise(model) if recipe.compile is None else nullcontext():
             trainer.run()
+        if recipe.ema_decay is not None:
+            settle_norms(trainer.trained, source, half)
         trained += trainer.trained.split() if isinstance(trainer.trained, NetworkStack) else [trainer.trained]
     return trained
+
+
+def settle_norms(network: nn.Module, batches: TrainSource, half: torch.dtype | None) -> None:
+    """Measure the BN statistics of averaged weights: those that a training leaves are of the weights that were averaged."""
+    steps = min(batches.steps_per_epoch, -(-SETTLED // batches.batch_size))
+    calibrate(network, (batches.batch(step) for step in range(steps)), half=half)
 
 
 def _side_by_side(
@@ -86,6 +97,8 @@ def _side_by_side(
         raise NotStackable("these networks would see each other's images or weights")
     if half == torch.float16:
         raise NotStackable("a gradient that overflows would cost all networks of a stack a step")
+    if recipe.layer_decay is not None:
+        raise NotStackable("timm orders the layers of its own networks only")
     if recipe.clip_norm is not None:
         raise NotStackable("a limit on the gradient norm of a stack would couple its networks")
     return NetworkStack(networks, input_shape), StackedBatches(batches), 0

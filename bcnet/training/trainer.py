@@ -112,6 +112,8 @@ class Trainer:
         self.passes, self.records, self.label = passes, records, label
         self.checkpoint, self.checkpoint_seconds, self.identity = checkpoint, checkpoint_seconds, identity
         self.total_steps = max(1, round(recipe.epochs * batches.steps_per_epoch))
+        for parameter in self.model.parameters():  # from the first step on, also where layers are part of some passes only
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         self.optimizer = make_optimizer(model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half == torch.float16)
         self.warmup_steps = min(round(recipe.warmup_epochs * batches.steps_per_epoch), self.total_steps - 1)

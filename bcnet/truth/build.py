@@ -23,6 +23,7 @@ from bcnet.config import Config
 from bcnet.errors import UserError, first_line
 from bcnet.experiment import Experiment
 from bcnet.files import read_bytes, write_text
+from bcnet.formatting import shell_word
 from bcnet.locks import leftovers, locked
 from bcnet.machine import tune_malloc
 from bcnet.processes import work_off
@@ -55,7 +56,7 @@ def build_truth(
     journal = out.with_name(out.name + ".partial")
     if out.exists() and not journal.exists():
         leftovers(out.parent, remove=True)  # the lock of a build that was killed after its last word
-        raise UserError(f"{out} is there already; choose another --out, or look at it with: bcnet truth show {out}")
+        raise UserError(f"{out} is there already; choose another --out, or look at it with: bcnet truth show {shell_word(out)}")
     experiment = Experiment(config)
     with locked(out):
         return _build(experiment, out, Journal(journal, _identity(config, num_seeds), num_seeds), widths, num_seeds, workers, ray_address)
@@ -89,6 +90,8 @@ def _build(
 def _identity(config: Config, num_seeds: int) -> str:
     tree = config.model_dump(mode="json")
     parts = {key: tree[key] for key in ("data", "model", "space", "retrain")} | {"num_seeds": num_seeds}
+    if tree["amp"] != "auto":
+        parts["amp"] = tree["amp"]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 from sklearn.linear_model import Ridge
@@ -16,7 +16,7 @@ from bcnet.scoring.scorer import Scorer
 from bcnet.space.widths import Side
 from bcnet.truth.competitors import COMPETITORS, Scored
 from bcnet.truth.ground_truth import Floats, GroundTruth
-from bcnet.truth.ranking import correlate, noise_ceiling, reachable_budgets, regret
+from bcnet.truth.ranking import LEAST_NETWORKS, correlate, noise_ceiling, reachable_budgets, regret
 
 RIDGE_SIZES = (32, 128)
 
@@ -45,11 +45,13 @@ def compare(
         competitors: what stands beside them, of `bcnet.truth.competitors`; all that train make as many passes, by the first config.
 
     Raises:
-        UserError: no such competitor; the truth is of another space, or holds other costs than the model has.
+        UserError: no such competitor; the truth has too few networks, is of another space, or holds other costs than the model has.
     """
     unknown = [name for name in competitors if name not in COMPETITORS]
     if unknown:
         raise UserError(f"--competitors: {unknown[0]!r} is none of {', '.join(COMPETITORS)}, or none")
+    if len(truth) < LEAST_NETWORKS:
+        raise UserError(f"{len(truth)} networks in the truth cannot be ranked: at least {LEAST_NETWORKS} are needed")
     methods: dict[str, MethodResult] = {}
     passes = None
     for name, config in configs.items():
@@ -59,7 +61,7 @@ def compare(
         if passes is None:
             passes = per_step * config.train.epochs
         epochs = passes / per_step
-        equal = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
+        equal = config.model_copy(update={"train": config.train.lasting(epochs)})
         results = []
         for seed in range(num_seeds):
             run = Run.create(out / name / f"seed{seed}", equal.model_copy(update={"seed": seed}), resume=True)
@@ -185,8 +187,3 @@ def mean_row(rows: Sequence[PredictorRow]) -> PredictorRow:
         pearson=fmean(row.pearson for row in rows),
         regret={budget: fmean(row.regret[budget] for row in rows) for budget in rows[0].regret},
     )
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation, 0 for one value."""
-    return stdev(values) if len(values) > 1 else 0.0

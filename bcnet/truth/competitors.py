@@ -101,7 +101,7 @@ def trained_alone(config: Config, passes: float, folder: Path) -> dict[str, Scor
     count = min(space.size, max(ALONE_PER_GROUP * len(space.groups), least_sample(space.groups)))
     sample = balanced_sample(space, count, derive_seed(seed, STREAM_SAMPLE))
     epochs = passes / len(sample)
-    recipe = config.retrain.model_copy(update={"epochs": epochs})
+    recipe = config.retrain.lasting(epochs)
 
     def measure(widths: Widths) -> dict[str, float]:
         network = narrow(experiment.build_model(derive_seed(seed, STREAM_MODEL)), space, space.channels(widths))
@@ -117,7 +117,7 @@ def trained_alone(config: Config, passes: float, folder: Path) -> dict[str, Scor
         return {"accuracy": evaluate(trained, experiment.validation, half=experiment.half)["accuracy"]}
 
     known = _remembered(experiment, folder, sample, measure, f"{len(sample)} networks trained alone", epochs)
-    steps = experiment.data.train_batches("train", recipe.batch_size, seed).steps_per_epoch
+    steps = experiment.data.train_batches("train", config.train.batch_size, seed).steps_per_epoch  # as the others' passes are counted
     return {f"{len(sample)} trained alone": _read(experiment, sample, known, "accuracy", passes=len(sample) * round(epochs * steps))}
 
 
@@ -131,7 +131,8 @@ def sensitivity(config: Config, passes: float, folder: Path) -> dict[str, Scored
         passes: over all images.
         folder: of the run.
     """
-    train = config.train.model_copy(update={"strategy": Named(name=f"{__name__}:{WholeNetwork.__name__}"), "epochs": passes})
+    strategy = Named(name=f"{__name__}:{WholeNetwork.__name__}")
+    train = config.train.lasting(passes).model_copy(update={"strategy": strategy})
     score = config.score.model_copy(update={"additive": None})
     run = Run.create(folder, config.model_copy(update={"train": train, "score": score, "watch_every": 0}), resume=True)
     run.train()

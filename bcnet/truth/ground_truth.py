@@ -20,7 +20,7 @@ from bcnet.space.channel_strings import read_channel_string
 from bcnet.space.cost import CostTable
 from bcnet.space.widths import Space, Widths
 from bcnet.truth.checks import is_accuracy, is_cost, is_number
-from bcnet.truth.other_truths import OtherTruth, read_csv_truth, read_json_truth
+from bcnet.truth.other_truths import AS_FRACTIONS, OtherTruth, read_csv_truth, read_json_truth
 
 Floats = npt.NDArray[np.float64]
 _SEPARATOR = re.compile("[-:]")
@@ -199,6 +199,8 @@ def find_truth(name: str) -> Path:
 def load_ground_truth(path: Path) -> GroundTruth:
     """Read and check a ground-truth file: of Channel-Bench-Macro's form, or one of `bcnet.truth.other_truths`.
 
+    Accuracies are fractions if none in the file is above 1 (and it is not of ``bcnet truth build``), else per cent.
+
     Raises:
         UserError: missing file, wrong form; names the first offending widths, the field, and how many offend.
     """
@@ -225,6 +227,8 @@ def load_ground_truth(path: Path) -> GroundTruth:
         raise UserError(f"{path}: {name!r}: {reason} ({len(wrong)} of {len(tree)} entries are wrong)")
     entries = list(tree.values())
     acc = np.array([entry["acc"] for entry in entries], dtype=np.float64)
+    if acc.max() <= 1 and "accuracy" not in meta:  # what states how it measured is in per cent
+        acc, meta = acc * 100, meta | {"accuracy": AS_FRACTIONS}
     flops = np.array([entry["flops"] for entry in entries], dtype=np.int64)
     params = np.array([entry["params"] for entry in entries], dtype=np.int64)
     return GroundTruth(tuple(tree), acc, flops, params, meta)

@@ -31,6 +31,7 @@ from bcnet.truth.checks import is_accuracy, is_cost
 BESIDE = ("about", "meta")
 COSTS = ("flops", "params")
 CSV_FORM = "a header with 'widths' and 'accuracy' (or 'accuracy_0', 'accuracy_1', ...), perhaps 'flops' and 'params'"
+AS_FRACTIONS = "fractions, for none is above 1"  # how accuracies were read
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _checked(entries: Sequence[_Entry], meta: dict[str, Any]) -> OtherTruth:
     acc = np.array([entry.acc for entry in entries], dtype=np.float64)
     are_fractions = bool(acc.max() <= 1)
     flops, params = (np.array([entry.costs.get(cost, 0) for entry in entries], dtype=np.int64) for cost in COSTS)
-    read_as = "fractions, for none is above 1" if are_fractions else "per cent, for not all are 1 or less"
+    read_as = AS_FRACTIONS if are_fractions else "per cent, for not all are 1 or less"
     return OtherTruth(
         tuple(entry.name for entry in entries), acc * 100 if are_fractions else acc, flops, params, meta | {"accuracy": read_as}
     )

@@ -14,6 +14,7 @@ from bcnet.space.cost import limit_of
 from bcnet.truth.ground_truth import GroundTruth
 
 Floats = npt.NDArray[np.float64]
+LEAST_NETWORKS = 3
 TOP_K = (10, 50, 100, 500)
 DEFAULT_BUDGETS = ("flops=0.25", "flops=0.5", "flops=0.75")
 COSTS = ("flops", "params")
@@ -208,8 +209,8 @@ def rank(
     Raises:
         UserError: widths that are not in the truth, or fewer than three; a budget of costs that are not known.
     """
-    if len(scores) < 3:
-        raise UserError(f"{len(scores)} scored widths cannot be ranked: at least 3 are needed")
+    if len(scores) < LEAST_NETWORKS:
+        raise UserError(f"{len(scores)} scored widths cannot be ranked: at least {LEAST_NETWORKS} are needed")
     rows = truth.rows(list(scores), "scores")
     part = truth.subset(rows)
     of_all = np.full(len(truth), np.nan)
