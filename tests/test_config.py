@@ -187,3 +187,11 @@ def test_settings_that_do_nothing_are_refused(source, key, value):
 def test_a_source_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="must be one of 'digits'"):
         validate_config({"data": {"source": "mnist"}}, "test")
+
+
+def test_an_empty_mapping_empties_what_the_base_has(tmp_path):
+    (tmp_path / "own.yaml").write_text("base: cifar/resnet20\nspace: {groups: {}, bins: 4}\ntrain: {}\n")
+    config, base = load_config(tmp_path / "own.yaml"), load_config("cifar/resnet20")
+    assert (config.space.groups, config.space.bins) == ({}, 4)
+    assert base.space.groups
+    assert config.train == base.train

@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from bcnet.doctor import examine
 from bcnet.errors import UserError
 from bcnet.locks import locked
+from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def states(folder):
@@ -75,3 +77,25 @@ def test_a_checkpoint_of_another_config_is_damage(run):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run directory"):
         examine(tmp_path)
+
+
+def test_a_retraining_that_has_only_begun_is_named_whatever_was_trained(run):
+    begun = load_checkpoint(run.checkpoint) | {"step": 1}
+    for where, options in (
+        ("32323/checkpoint-abc.pt", "--widths 32323"),
+        ("uniform-like-32323-inherited/seed1/checkpoint-abc.pt", "--widths 32323 --inherit"),
+        ("together/21232+41443/seed0/checkpoint-abc.pt", "--widths 21232,41443 --together"),
+    ):
+        file = run.folder / "retrain" / where
+        file.parent.mkdir(parents=True)
+        save_checkpoint(file, begun)
+        assert examine(run.folder).next[0].startswith(f"bcnet retrain {run.folder} {options} (with")
+        file.unlink()
+
+
+def test_the_seeds_of_a_fit_are_named(bcnet, tmp_path):
+    folder = tmp_path / "two words"
+    assert bcnet("fit", "digits/resnet", "--out", folder, "--seeds", "5", "retrain.epochs=0.1", "threads=1")[0] == 0
+    (command,) = examine(folder).next
+    config = str(folder / "config.yaml")
+    assert shlex.split(command)[1:] == ["fit", "digits/resnet", "--config", config, "--out", str(folder), "--seeds", "5"]

@@ -160,3 +160,34 @@ def test_what_cannot_be_trained_leaves_nothing(tmp_path, more):
         Fit(tmp_path / "fit", settings(*more))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "fit").exists()
+
+
+def test_a_layer_used_twice_is_saved_and_stays_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "tied_model.py").write_text(
+        "from torch import nn\n"
+        "def build(num_classes):\n"
+        "    conv = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())\n"
+        "    layers = [nn.Conv2d(1, 8, 3), conv, conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)]\n"
+        "    return nn.Sequential(*layers)\n"
+    )
+    Fit(tmp_path / "fit", settings("model.name=tied_model:build")).run([0, 1])
+    network, description = load_network(tmp_path / "fit" / "seed1", trust=True)
+    assert network[1][0].weight is network[2][0].weight
+    assert description["params"] == sum(p.numel() for p in network.parameters())
+
+
+def test_what_was_trained_in_another_precision_or_is_no_plain_training_is_refused(tmp_path, run, bcnet):
+    Fit(tmp_path / "fit", settings()).run([0])
+    with pytest.raises(UserError, match="begun with another amp"):
+        Fit(tmp_path / "fit", settings("amp=bf16"))
+    with pytest.raises(UserError, match=r"holds the run of a supernet .* not plain trainings"):
+        Fit(run.folder, settings())
+    for command in ("search", "score"):
+        code, _, errors = bcnet(command, tmp_path / "fit", *(("--widths", "22222") if command == "score" else ()))
+        assert code == 2
+        words = "holds plain trainings (bcnet fit), not the run of a supernet (bcnet train, search, ...)"
+        assert errors == f"bcnet: error: {tmp_path / 'fit'} {words}\n"
+    code, _, errors = bcnet("dense", "derive", tmp_path / "fit")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "not a search of a grid" in errors

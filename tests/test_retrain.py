@@ -3,6 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
+from bcnet.config import load_config
 from bcnet.report.run_page import others, write_run_page
 from bcnet.results import RetrainRecord, read_record
 from bcnet.run import Run
@@ -79,3 +80,18 @@ def test_random_widths_of_the_same_flops_stand_beside(short):
     assert f"above {below} of them" in line
     assert f"mean {np.mean([one.acc[0] for one in record.random]):.2f} %" in line
     assert "3 random widths" in write_run_page(short).read_text()
+
+
+def test_weights_are_inherited_from_norms_of_single_widths_too(tmp_path):
+    quick = ["train.epochs=1", "retrain.epochs=0.2", "train.switchable_norms=true", "train.switchable_classifier=true"]
+    run = Run.create(tmp_path / "run", load_config("digits/bcnetv2", quick))
+    run.train()
+    record = run.retrain((4, 1, 4, 4, 3), [0], inherit=True)
+    choices = [group.choices for group in run.space.groups]
+    assert any(count not in own for count, own in zip(record.uniform.channels, choices, strict=True))  # which has no norms of its own
+
+
+def test_only_what_was_trained_by_the_same_recipe_stands_beside_widths_trained_together(short):
+    alone = short.retrain((2, 2, 2, 2, 2), [0])
+    assert short.trained_alone() == {"22222": alone.found}
+    assert Run.open(short.folder, ["retrain.epochs=2"]).trained_alone() == {}

@@ -32,15 +32,17 @@ def grad_norm(network: nn.Module, batches: Batches) -> float:
 def synflow(network: nn.Module, batches: Batches) -> float:
     """Logarithm of the sum of all weights times their gradient, with absolute weights and an input of ones (Tanaka et al., NeurIPS 2020).
 
-    Norms are left as they are initialised: the identity.
+    Norms are the identity, and activations without an upper end: behind one that is saturated there is no flow.
     """
-    net = copy_network(network).double().eval()
+    net = _with_identity_norms(network).double().eval()
     weights = _weights(net)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.abs_()
     images, _ = batches[0]
-    gradients = torch.autograd.grad(logits_of(net(torch.ones_like(images[:1], dtype=torch.float64))).sum(), weights)
+    with _Unbounded():
+        logits = logits_of(net(torch.ones_like(images[:1], dtype=torch.float64)))
+    gradients = torch.autograd.grad(logits.sum(), weights)
     return math.log(sum(float((weight.detach() * gradient).sum()) for weight, gradient in zip(weights, gradients, strict=True)))
 
 
@@ -56,8 +58,11 @@ def naswot(network: nn.Module, batches: Batches) -> float:
 
 
 def zen(network: nn.Module, batches: Batches) -> float:
-    """Logarithm of how far the last norm's output moves when noise does, plus those of what norms divide by (Lin et al., ICCV 2021)."""
-    net = copy_network(network).train()
+    """Logarithm of how far the last norm's output moves when noise does, plus those of what norms divide by (Lin et al., ICCV 2021).
+
+    Shortcuts stay, which the paper's own code takes out, and where one has a norm it counts as any other.
+    """
+    net = _with_identity_norms(network).train()
     variances: list[float] = []
     outputs: list[Tensor] = []
 
@@ -84,13 +89,17 @@ def zen(network: nn.Module, batches: Batches) -> float:
 
 
 def zico(network: nn.Module, batches: Batches) -> float:
-    """Logarithms of the mean of gradients over their deviation between batches, summed over layers (Li et al., ICLR 2023)."""
-    per_batch = _gradients(network, batches)
+    """Logarithms of the mean of gradients over their deviation between batches, summed over layers (Li et al., ICLR 2023).
+
+    Norms are the identity; layers whose gradients do not vary say nothing.
+    """
+    per_batch = _gradients(_with_identity_norms(network), batches)
     total = 0.0
     for gradients in zip(*per_batch, strict=True):
         values = torch.stack(gradients)
         deviation, mean = values.std(0, correction=0), values.abs().mean(0)
-        total += math.log(float((mean / deviation)[deviation > 0].sum()) + 1e-30)
+        ratio = float((mean / deviation)[deviation > 0].sum())
+        total += math.log(ratio) if ratio > 0 else 0.0
     return total
 
 
@@ -117,6 +126,16 @@ def zero_cost_scores(network: nn.Module, batches: Batches, seed: int = 0) -> dic
         return {name: proxy(copy_network(network), batches) for name, proxy in PROXIES.items()}  # BN statistics change in them
 
 
+def _with_identity_norms(network: nn.Module) -> nn.Module:
+    """A copy whose batch norms neither scale nor shift: some are initialised to silence a branch, whose layers would then say nothing."""
+    net = copy_network(network)
+    for module in net.modules():
+        if isinstance(module, BATCH_NORM) and module.affine:
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    return net
+
+
 def _weights(network: nn.Module) -> list[Tensor]:
     return [module.weight for module in network.modules() if isinstance(module, WEIGHTED)]
 
@@ -126,6 +145,16 @@ def _gradients(network: nn.Module, batches: Batches) -> list[tuple[Tensor, ...]]
     network.train()
     weights = _weights(network)
     return [torch.autograd.grad(F.cross_entropy(logits_of(network(images)), labels), weights) for images, labels in batches]
+
+
+class _Unbounded(TorchFunctionMode):
+    """ReLU6 and its like without their upper end."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        given = kwargs or {}
+        if func is F.relu6 or (func is F.hardtanh and (args[1] if len(args) > 1 else given.get("min_val", -1.0)) == 0):
+            return F.relu(args[0])
+        return func(*args, **given)
 
 
 class _Activations(TorchFunctionMode):

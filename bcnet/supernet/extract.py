@@ -54,7 +54,8 @@ def save_network(folder: Path, network: nn.Module, description: dict[str, Any]) 
     """
     refuse_not_finite(network, f"the network for {folder}")
     sizes = {name: own for name, module in network.named_modules() if (own := _sizes(module))}
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}  # some may share their memory
+    alone = torch.contiguous_format  # of each its own memory, also where layers share a parameter
+    tensors = {name: tensor.detach().cpu().clone(memory_format=alone) for name, tensor in network.state_dict().items()}
     whole = {"format": FORMAT} | description | {"layers": sizes}
     for name in (*FORMATS.values(), CARD):  # of another network, if there is one
         (folder / name).unlink(missing_ok=True)

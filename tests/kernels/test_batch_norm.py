@@ -153,3 +153,12 @@ def test_without_kernels_pytorch_does_the_work(monkeypatch, fresh):
     fused, plain = supernets()
     x = images((8, 3, 16, 16), torch.float32)
     assert torch.equal(_on(fused, (4, 4, 4, 4, 4, 4, 4))(x), _on(plain, (4, 4, 4, 4, 4, 4, 4))(x))
+
+
+@needs_kernels
+@pytest.mark.parametrize("distance", [30.0, 300.0, 3000.0])
+def test_channels_far_from_zero_keep_their_variance(distance):
+    x = images((8, 6, 9, 9), torch.float32) + distance * torch.linspace(0, 1, 6).view(1, 6, 1, 1)
+    x = x.contiguous(memory_format=torch.channels_last)
+    wanted = F.batch_norm(x.double(), None, None, training=True, eps=1e-5)
+    torch.testing.assert_close(by_batch(x, None, None, relu=False).double(), wanted, rtol=0, atol=1e-3)

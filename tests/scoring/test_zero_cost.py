@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -85,3 +86,23 @@ def test_wider_networks_score_higher_and_are_left_as_they_were(batches):
 
 def test_zen_of_a_network_without_norms_is_how_far_its_logits_move(network, batches):
     assert math.isfinite(zen(network, batches))
+
+
+def test_norms_that_silence_a_branch_at_first_and_bounded_activations_hide_nothing():
+    torch.manual_seed(0)
+    images = [(torch.randn(4, 1, 8, 8), torch.arange(4)) for _ in range(2)]
+    network = DigitsResNet()
+    silent = copy.deepcopy(network)
+    for block in silent.blocks:
+        nn.init.zeros_(block.conv2[1].weight)
+    for proxy in (synflow, zen, zico):
+        torch.manual_seed(1)
+        wanted = proxy(network, images)
+        torch.manual_seed(1)
+        assert proxy(silent, images) == wanted
+    plain, bounded = (nn.Sequential(nn.Linear(3, 4), act, nn.Linear(4, 2)) for act in (nn.ReLU(), nn.ReLU6()))
+    for layer in (plain[0], plain[2]):
+        nn.init.constant_(layer.weight, 9.0)
+    bounded.load_state_dict(plain.state_dict())
+    batches = [(torch.randn(4, 3), torch.arange(4) % 2)]
+    assert synflow(bounded, batches) == synflow(plain, batches)

@@ -15,9 +15,13 @@ from torch import nn
 from bcnet.config import RecipeConfig, load_config
 from bcnet.errors import Interrupted, UserError
 from bcnet.files import write_atomic
+from bcnet.models.cifar import ResNet20
 from bcnet.run import Run
+from bcnet.space.trace import Choices, trace
+from bcnet.supernet.supernet import Supernet
 from bcnet.training.checkpoint import load_checkpoint, save_checkpoint
 from bcnet.training.schedule import cosine_with_warmup
+from bcnet.training.strategies.distilled import BCNetV2Distilled
 from bcnet.training.trainer import Trainer
 
 STRATEGIES = ("uniform", "autoslim", "bcnet", "bcnetv2", "bcnetv2_distilled")
@@ -340,3 +344,39 @@ def test_two_processes_train_the_same_weights(tmp_path, two_processes):
     # the same images and widths; only BN statistics are per process, so the course is close and not equal
     difference = torch.tensor(alone.history.loss) - state["history"]["loss"]
     assert difference.abs().mean() < 0.15
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_layers_that_are_first_used_late_train_and_resume_bit_for_bit(tmp_path, optimizer):
+    """A shortcut that the first steps leave out: with fused SGD this ended in a TypeError, and resumed trainings differed."""
+    config = load_config("cifar/resnet20", ["train.lr=0.001", f"train.optimizer={optimizer}"])
+    model = ResNet20(10)
+    space = trace(model, (3, 32, 32), Choices(config.space.bins, config.space.min_bins, lists=config.space.groups))
+
+    class Noise:
+        steps_per_epoch, batch_size = 100, 2
+
+        def batch(self, step):
+            return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(step)), torch.tensor([step % 10, 3])
+
+    def make(checkpoint):
+        strategy = BCNetV2Distilled(space, 2, BCNetV2Distilled.Settings())
+        supernet = Supernet(model, space, wide=True, seed=2)
+        options = {"device": torch.device("cpu"), "seed": 2, "passes": strategy.passes, "identity": "x"}
+        return Trainer(supernet, Noise(), config.train, checkpoint=checkpoint, **options)
+
+    whole = make(None)
+    whole.run(4)
+    for until in (1, 2):
+        make(tmp_path / f"{until}.pt").run(until)
+        resumed = make(tmp_path / f"{until}.pt")
+        resumed.resume()
+        resumed.run(4)
+        torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+def test_another_precision_is_no_way_to_go_on(tmp_path):
+    config = load_config("digits/uniform", ["train.epochs=1", "amp=off"])
+    Run.create(tmp_path / "run", config).trainer.run(until_step=2)
+    with pytest.raises(UserError, match="was trained with another amp"):
+        Run.create(tmp_path / "run", config.model_copy(update={"amp": "bf16"}), resume=True)

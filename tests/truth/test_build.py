@@ -14,6 +14,7 @@ from bcnet.errors import UserError
 from bcnet.experiment import Experiment
 from bcnet.scoring.evaluate import evaluate
 from bcnet.training.stack import NetworkStack, StackedBatches
+from bcnet.training.train_width import train_width
 from bcnet.training.trainer import Trainer
 from bcnet.truth.build import Journal, build_truth
 from bcnet.truth.ground_truth import load_ground_truth
@@ -141,3 +142,39 @@ def test_a_journal_of_another_build_or_a_damaged_one_is_refused(tmp_path):
     path.write_text(path.read_text() + "nonsense\n" + json.dumps({"widths": "12", "acc": [1.0]}) + "\n")
     with pytest.raises(UserError, match="line 3: damaged"):
         Journal(path, "a", 1)
+
+
+def test_layers_that_are_one_and_layers_that_are_frozen_stay_so_with_several_seeds(config):
+    recipe, run = config.retrain.model_copy(update={"epochs": 0.3}), Experiment(config)
+
+    def networks(change):
+        made = [run.build_model(seed) for seed in range(2)]
+        for network in made:
+            change(network)
+        return made
+
+    def trained(made, count):
+        batches = [run.data.train_batches("full_train", 64, seed) for seed in range(count)]
+        options = {"seeds": range(count), "input_shape": run.data.input_shape, "device": run.device}
+        return train_width(made[:count], batches, recipe, **options)
+
+    def name_twice(network):
+        network.last = network.blocks[-1]
+
+    (alone,), (first, _) = trained(networks(name_twice), 1), trained(networks(name_twice), 2)
+    torch.testing.assert_close(first.state_dict(), alone.state_dict(), rtol=0, atol=0)
+
+    def freeze(network):
+        network.stem.requires_grad_(False)
+
+    for one, before in zip(trained(networks(freeze), 2), networks(freeze), strict=True):
+        torch.testing.assert_close(dict(one.stem.named_parameters()), dict(before.stem.named_parameters()), rtol=0, atol=0)
+        assert not torch.equal(one.classifier.weight, before.classifier.weight)
+
+
+def test_averaged_weights_have_statistics_of_their_own(config):
+    run = Experiment(config)
+    recipe = config.retrain.model_copy(update={"epochs": 6, "ema_decay": 0.99})
+    batches = [run.data.train_batches("full_train", 64, 0)]
+    (network,) = train_width([run.build_model(0)], batches, recipe, seeds=[0], input_shape=run.data.input_shape, device=run.device)
+    assert evaluate(network, run.data.eval_batches("test", 400))["accuracy"] > 0.6  # 0.18 with those of the weights that were averaged

@@ -7,7 +7,9 @@ from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.errors import UserError
 from bcnet.models.digits import DigitsResNet
-from bcnet.results import Comparison, read_record
+from bcnet.report.compare_page import compare_rows
+from bcnet.report.plots import draw_comparison
+from bcnet.results import Comparison, PredictorRow, ScoredSeed, read_record
 from bcnet.scoring.zero_cost import PROXIES
 from bcnet.space.cost import CostTable
 from bcnet.space.trace import trace
@@ -117,3 +119,24 @@ def test_a_truth_of_another_model_is_refused(truth, costs):
         wrong.in_space(costs)
     with pytest.raises(UserError, match="another space"):
         GroundTruth(("123",), truth.acc[:1], flops[:1], truth.params[:1], {}).in_space(costs)
+
+
+def test_a_schedule_keeps_its_shape_when_epochs_are_made_equal(tmp_path, truth):
+    shape = ["train.epochs=4", "train.warmup_epochs=3", "train.schedule=step", "train.step_epochs=2"]
+    configs = {name: load_config(f"digits/{name}", [*QUICK, *shape]) for name in ("uniform", "autoslim")}
+    compare(configs, truth, 1, tmp_path / "out", competitors=())
+    recipe = load_config(tmp_path / "out" / "autoslim" / "seed0" / "config.yaml").train
+    assert (recipe.epochs, recipe.warmup_epochs, recipe.step_epochs) == (1, 0.75, 0.5)
+    compare(configs, truth, 1, tmp_path / "out", competitors=())  # goes on
+
+
+def test_what_ranks_nothing_is_undefined_and_too_few_networks_are_refused_at_once(tmp_path, truth):
+    nan = float("nan")
+    row = PredictorRow(kendall=nan, spearman=nan, pearson=nan, regret={})
+    seeds = [ScoredSeed(**row.model_dump(), passes=0, train_seconds=1.0, scores=[1.0]) for _ in range(2)]
+    found = Comparison(num_networks=40, num_seeds=2, methods={}, competitors={"zen": seeds}, baselines={}, noise_ceiling=None)
+    assert compare_rows(found)[0][:5] == ("zen", "undefined", "-", "undefined", "undefined")
+    draw_comparison(tmp_path / "compare.png", found)
+    with pytest.raises(UserError, match="2 networks in the truth cannot be ranked: at least 3"):
+        compare({"bcnetv2": load_config("digits/bcnetv2", QUICK)}, truth.subset(np.arange(2)), 1, tmp_path / "out", competitors=())
+    assert not (tmp_path / "out").exists()
