@@ -440,9 +440,9 @@ class Experiment(Resources):
             raise UserError("data.num_val is 0: scores need training images held out for them")
 
     def _check_weighed(self) -> None:
-        weighed = self.config.search.cost
-        if weighed and weighed not in self.costs.names:
-            raise UserError(f"search.cost: {weighed!r} is none of {', '.join(self.costs.names)}")
+        weighed, known = self.config.search.cost, self.costs.names  # which reads tables of costs
+        if weighed and weighed not in known:
+            raise UserError(f"search.cost: {weighed!r} is none of {', '.join(known)}")
 
     def _check_additive(self) -> None:
         count, groups = self.config.score.additive, self.space.groups

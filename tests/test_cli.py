@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -371,3 +372,48 @@ def test_two_processes_share_the_scoring_and_find_the_same(run, tmp_path):
     found = [json.loads((folder / "search.json").read_text()) for folder in (alone, shared)]
     assert [row["widths"] for row in found[0]["evaluated"]] == [row["widths"] for row in found[1]["evaluated"]]
     assert [row["score"] for row in found[0]["evaluated"]] == pytest.approx([row["score"] for row in found[1]["evaluated"]], abs=1e-6)
+
+
+def test_a_file_where_a_folder_should_be_is_one_line(bcnet, tmp_path, trained_folder):
+    file = tmp_path / "file"
+    file.write_text("x")
+    (tmp_path / "models.txt").write_text("# of mine\ndigits/resnet\ndigits/resnet  # again\n")
+    for command in (
+        ("train", "digits/bcnetv2", "--out", file),
+        ("fit", "digits/resnet", "--out", file),
+        ("extract", trained_folder, "--widths", "22222", "--out", file, "--formats", "none"),
+        ("extract", trained_folder, "--widths", "22222", "--out", file / "x", "--formats", "none"),
+        ("dense", "train", "dense/digits", "--out", file),
+        ("space", "--all", tmp_path / "models.txt", "--out", file),
+    ):
+        code, _, errors = bcnet(*command)
+        assert (code, errors.count("\n")) == (2, 1), command
+        assert str(file) in errors
+    code, out, _ = bcnet("space", "--all", tmp_path / "models.txt", "--out", tmp_path / "survey", "--input", "1x8x8")
+    assert (code, out.splitlines()[0]) == (0, "1 of 1 models can be searched; refused: 0")
+
+
+def test_what_could_not_be_searched_is_refused_before_it_is_trained(bcnet, tmp_path):
+    for setting, words in (
+        ("data.num_val=0", "data.num_val is 0"),
+        ("costs=[nowhere.json]", "nowhere.json"),
+        ("search.cost=foo", "search.cost: 'foo' is none of flops, params"),
+    ):
+        code, _, errors = bcnet("train", "digits/bcnetv2", "--out", tmp_path / "run", setting)
+        assert (code, errors.count("\n")) == (2, 1)
+        assert words in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_next_command_can_be_typed_as_it_stands(bcnet, tmp_path):
+    stay = "space.exclude=[stem.0,blocks.0.conv1.0,blocks.1.conv1.0,blocks.1.conv2.0]"
+    code, out, _ = bcnet("train", "digits/bcnetv2", "--out", tmp_path / "two words", "train.epochs=0.2", stay, "score.additive=null")
+    assert code == 0
+    command = shlex.split(out.partition("next: ")[2].splitlines()[0])
+    assert command[:3] == ["bcnet", "search", str(tmp_path / "two words")]
+    assert bcnet(*command[1:], "search.evaluations=4", "search.population=4")[0] == 0
+
+
+def test_profile_says_which_options_do_nothing_with_a_config(bcnet):
+    code, _, errors = bcnet("profile", "digits/bcnetv2", "--images", "1000", "--costs-only")
+    assert (code, errors) == (2, "bcnet: error: --images is only for a MODEL: a config has its own\n")

@@ -104,3 +104,11 @@ def test_one_network_of_the_embedded_benchmark_can_be_trained_again(tmp_path):
     build_truth(load_config("digits/truth"), tmp_path / "again.json", [(4, 2, 3, 4, 2)], 2)
     again = load_ground_truth(tmp_path / "again.json")
     assert again.acc[0] == pytest.approx(embedded.acc[embedded.names.index("42342"), :2], abs=4.0)
+
+
+def test_accuracies_of_which_none_is_above_one_are_fractions(tmp_path):
+    tree = {name: {"acc": [value], "params": 10, "flops": 100} for name, value in (("11", 0.5), ("12", 0.75), ("22", 1.0))}
+    (tmp_path / "truth.json").write_text(json.dumps(tree))
+    assert load_ground_truth(tmp_path / "truth.json").mean.tolist() == [50, 75, 100]
+    (tmp_path / "truth.json").write_text(json.dumps({"meta": {"accuracy": "last epoch, test images, per cent"}} | tree))
+    assert load_ground_truth(tmp_path / "truth.json").mean.tolist() == [0.5, 0.75, 1.0]  # of networks that have learned nothing
