@@ -381,7 +381,7 @@ class Regret(Record):
     @property
     def picked(self) -> str:
         """What is picked, in words."""
-        return self.pick if self.ties == 1 else f"{self.pick} or any of {self.ties - 1} with the same score"
+        return self.pick if self.ties == 1 else f"{self.pick} or {plural(self.ties - 1, 'other')} with the same score"
 
 
 class Ranking(Correlation):

@@ -100,6 +100,12 @@ def test_the_commands_of_a_whole_experiment(bcnet, tmp_path):
     pictures = {"ranking.png", "ranking-narrow.png", "payoff.png"}
     assert {"ranking.json", "ranking.html", *pictures} == {p.name for p in (tmp_path / "ranked").iterdir()}
     assert "noise ceiling" in out
+    larger = {name: entry | {"flops": 4 * entry["flops"]} for name, entry in truth.items()}  # of images of twice the size
+    (tmp_path / "larger.json").write_text(json.dumps(larger))
+    code, out, _ = bcnet("rank", tmp_path / "scores.json", "--truth", tmp_path / "larger.json", "--out", tmp_path / "ranked")
+    assert (code, out.splitlines()[0]) == (
+        *(0, "the supernet saw images of another size than the networks of larger.json; FLOPs are those of the truth"),
+    )
 
     code, _, _ = bcnet("search", folder, "search.objective=score_and_cost", "--algorithm", "evolution")
     assert code == 0

@@ -35,8 +35,10 @@ def rank_scores(scores: Path, truth: str, folder: Path, say: Say, budgets: Seque
     truth_file = find_truth(truth)
     ground_truth = load_ground_truth(truth_file)
     score_file = load_scores(scores)
-    check_costs_of_scores(score_file, scores, ground_truth, truth_file.name)
-    ground_truth = ground_truth.with_costs(score_file.costs, score_file.meta.get("full"))
+    if check_costs_of_scores(score_file, scores, ground_truth, truth_file.name):
+        ground_truth = ground_truth.with_costs(score_file.costs, score_file.meta.get("full"))
+    else:
+        say(f"the supernet saw images of another size than the networks of {truth_file.name}; FLOPs are those of the truth")
     ranking = rank(score_file.scores, ground_truth, budgets=budgets, truth_name=truth_file.name)
     ranking.write(folder / "ranking.json")
     from bcnet.report.ranking_page import write_ranking_page

@@ -4,6 +4,7 @@
 does not state.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from bcnet.errors import UserError
@@ -45,8 +46,11 @@ def load_scores(path: Path) -> ScoreFile:
     return ScoreFile(scores=scores, costs=costs, meta=meta if isinstance(meta, dict) else {})
 
 
-def check_costs_of_scores(file: ScoreFile, path: Path, truth: GroundTruth, where: str) -> None:
+def check_costs_of_scores(file: ScoreFile, path: Path, truth: GroundTruth, where: str) -> bool:
     """Check that the networks of a score file cost what those of the truth do, where the truth states it.
+
+    Returns:
+        Whether FLOPs agree, too: a supernet that saw images of another size has the same params, and FLOPs by another scale.
 
     Raises:
         UserError: naming the first offender and the count.
@@ -54,6 +58,8 @@ def check_costs_of_scores(file: ScoreFile, path: Path, truth: GroundTruth, where
     stated = zip(truth.names, truth.known_flops.tolist(), truth.known_params.tolist(), strict=True)
     known = {name: (flops, params) for name, flops, params in stated}
     wrong = [name for name, pair in file.costs.items() if any(k and k != own for k, own in zip(known.get(name, (0, 0)), pair, strict=True))]
+    if wrong and _differ_by_scale(file, known):
+        return False
     if wrong:
         name = wrong[0]
         flops, params = (f"{cost:,}" if cost else "unknown" for cost in known[name])
@@ -62,3 +68,11 @@ def check_costs_of_scores(file: ScoreFile, path: Path, truth: GroundTruth, where
             f"{where} is of another model than {path}: {name!r} has {flops} FLOPs and {params} params there, "
             f"{own_flops:,} and {own_params:,} here ({len(wrong)} of {len(file.costs)} differ)"
         )
+    return True
+
+
+def _differ_by_scale(file: ScoreFile, known: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether params are the same and FLOPs are all about as many times those of the truth."""
+    pairs = [(own, known[name]) for name, own in file.costs.items() if all(known.get(name, (0, 0)))]
+    ratios = [own[0] / there[0] for own, there in pairs]
+    return bool(pairs) and all(own[1] == there[1] for own, there in pairs) and max(ratios) < 1.05 * min(ratios)
