@@ -112,8 +112,6 @@ class Trainer:
         self.passes, self.records, self.label = passes, records, label
         self.checkpoint, self.checkpoint_seconds, self.identity = checkpoint, checkpoint_seconds, identity
         self.total_steps = max(1, round(recipe.epochs * batches.steps_per_epoch))
-        for parameter in self.model.parameters():  # from the first step on, also where layers are part of some passes only
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         self.optimizer = make_optimizer(model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half == torch.float16)
         self.warmup_steps = min(round(recipe.warmup_epochs * batches.steps_per_epoch), self.total_steps - 1)
@@ -142,6 +140,9 @@ class Trainer:
         last = self.total_steps if until_step is None else min(until_step, self.total_steps)
         if self.step < last:
             self._refuse_other_steps()
+        for parameter in self.model.parameters():  # in every life from its first step on, also of layers that few passes run
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         replica = _replicate(self._runner) if world_size() > 1 else None
         done_before, seconds_before = self.step, self.history.seconds
         started = saved = time.perf_counter()
